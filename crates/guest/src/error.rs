@@ -1,0 +1,36 @@
+use thiserror::Error;
+
+/// Why an operation on a guest failed. The text says what a person would do next.
+#[derive(Debug, Error)]
+pub enum GuestError {
+    /// The kernel refused an operation on the VM.
+    #[error("{operation} failed: {source}")]
+    Kernel {
+        /// What was tried, in KVM's words.
+        operation: String,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The state to restore does not fit this VM.
+    #[error("state section {section} can't be restored here: {reason}")]
+    Section {
+        /// The section, as `kind/instance v<version>`.
+        section: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The guest stopped by itself (reset, triple fault, internal error) and can't be used any more.
+    #[error("the guest is gone: {0}")]
+    Gone(String),
+    /// A vCPU did not leave guest mode in time.
+    #[error(
+        "vCPU {vcpu} did not stop within {waited_ms} ms; look for a blocked exit handler in its thread's stack"
+    )]
+    Stuck {
+        /// Index of the vCPU.
+        vcpu: u32,
+        /// How long was waited, in ms.
+        waited_ms: u64,
+    },
+}

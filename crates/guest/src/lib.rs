@@ -1,0 +1,18 @@
+//! What a migration sees of a VM: its RAM, its dirty pages, and its versioned state.
+//!
+//! The VMM implements [`Guest`], [`PausedGuest`] and [`IncomingGuest`]; a session drives them and
+//! knows nothing of KVM. That a guest which was handed over can't be resumed by mistake is a
+//! matter of types here: [`PausedGuest::retire`] consumes the only value that could.
+
+mod error;
+mod ram;
+mod scan;
+mod section;
+mod tracker;
+mod traits;
+
+pub use error::GuestError;
+pub use ram::GuestRam;
+pub use section::{SectionId, StateSection};
+pub use tracker::DirtyTracker;
+pub use traits::{FirstRun, Guest, IncomingGuest, PausedGuest, Refused};

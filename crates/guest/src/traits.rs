@@ -1,0 +1,105 @@
+use std::time::Instant;
+
+use migrated_pages::PageSet;
+
+use crate::{GuestError, GuestRam, StateSection};
+
+/// A transition that was refused: the guest comes back with the reason, unharmed.
+#[derive(Debug)]
+pub struct Refused<G> {
+    /// The guest as it was before.
+    pub guest: G,
+    /// Why.
+    pub error: GuestError,
+}
+
+/// A guest whose vCPUs run (or that its owner paused, which migrates as paused).
+pub trait Guest: Send + Sized + 'static {
+    /// The same guest with all vCPUs stopped.
+    type Paused: PausedGuest<Running = Self>;
+
+    /// The guest's RAM.
+    fn ram(&self) -> &GuestRam;
+
+    /// Begins dirty tracking, see [`DirtyTracker::start`](crate::DirtyTracker::start).
+    ///
+    /// # Errors
+    /// [`GuestError::Kernel`] when KVM refuses.
+    fn start_tracking(&mut self) -> Result<(), GuestError>;
+
+    /// Harvests dirty pages, see [`DirtyTracker::harvest`](crate::DirtyTracker::harvest).
+    ///
+    /// # Errors
+    /// [`GuestError::Kernel`]; no page is lost.
+    fn harvest(&mut self, dirty: &mut PageSet) -> Result<u64, GuestError>;
+
+    /// Ends dirty tracking.
+    ///
+    /// # Errors
+    /// [`GuestError::Kernel`] when KVM refuses.
+    fn stop_tracking(&mut self) -> Result<(), GuestError>;
+
+    /// Stops all vCPUs: kicks all of them first, then waits for all.
+    ///
+    /// # Errors
+    /// The guest, still running, with the reason.
+    fn pause(self) -> Result<Self::Paused, Refused<Self>>;
+}
+
+/// A guest of which no vCPU runs and no device writes RAM.
+pub trait PausedGuest: Send + Sized + 'static {
+    /// What [`resume`](Self::resume) gives back.
+    type Running: Guest<Paused = Self>;
+
+    /// The guest's RAM, which nothing changes now.
+    fn ram(&self) -> &GuestRam;
+
+    /// The last harvest, see [`DirtyTracker::harvest`](crate::DirtyTracker::harvest).
+    ///
+    /// # Errors
+    /// [`GuestError::Kernel`]; no page is lost.
+    fn harvest(&mut self, dirty: &mut PageSet) -> Result<u64, GuestError>;
+
+    /// Reads the whole CPU and device state. Reading changes nothing: the guest can still resume.
+    ///
+    /// # Errors
+    /// [`GuestError::Kernel`] naming what could not be read.
+    fn save(&mut self) -> Result<Vec<StateSection>, GuestError>;
+
+    /// Runs the guest on here, with dirty tracking ended.
+    ///
+    /// # Errors
+    /// The paused guest with the reason.
+    fn resume(self) -> Result<Self::Running, Refused<Self>>;
+
+    /// The guest runs elsewhere now: this copy never runs again and its RAM is freed.
+    fn retire(self);
+}
+
+/// When the destination's vCPUs entered guest mode for the first time.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstRun {
+    /// Taken on the first vCPU's thread immediately before its first KVM_RUN.
+    pub at: Instant,
+}
+
+/// A guest at its destination that has not run yet: RAM to fill, state to restore.
+pub trait IncomingGuest: Send + Sized + 'static {
+    /// What [`start`](Self::start) makes of it.
+    type Running: Guest;
+
+    /// The RAM to place pages in; all zero at first.
+    fn ram(&self) -> &GuestRam;
+
+    /// Restores the CPU and device state. All sections must be known and all expected ones there.
+    ///
+    /// # Errors
+    /// [`GuestError::Section`] names the first that does not fit. The guest must then be dropped.
+    fn restore(&mut self, sections: Vec<StateSection>) -> Result<(), GuestError>;
+
+    /// Runs the first instruction. Called only after the commit was recorded.
+    ///
+    /// # Errors
+    /// [`GuestError`] when a vCPU could not be started.
+    fn start(self) -> Result<(Self::Running, FirstRun), GuestError>;
+}

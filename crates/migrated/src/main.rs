@@ -1,0 +1,2 @@
+//! `migrated`: live migration of KVM guests.
+fn main() {}
