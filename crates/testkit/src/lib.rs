@@ -1,1 +1,3 @@
 //! `migrated-testkit`.
+
+pub mod capability;
