@@ -1,1 +1,16 @@
-//! `migrated-kernel`.
+//! Kernel interfaces that the ecosystem's crates lack or leave unsafe, made safe: this is the
+//! workspace's unsafe room. It knows mechanisms, no policy.
+//!
+//! [`MemorySlots`] owns a VM's memory slots and reads and clears their dirty log; [`DirtyRingVm`] and
+//! [`DirtyRing`] are KVM's other way of saying which pages were written.
+
+mod dirty_log;
+mod dirty_ring;
+mod error;
+mod memory_slots;
+
+pub use dirty_log::{ManualProtect, PAGES_PER_WORD};
+pub use dirty_ring::{DirtyGfn, DirtyRing, DirtyRingVm};
+pub use error::KvmError;
+pub use kvm_ioctls::{VcpuFd, VmFd};
+pub use memory_slots::{MemorySlot, MemorySlots};
