@@ -1,11 +1,21 @@
 //! What travels between two hosts: the hello that opens every channel, control messages, page
 //! frames, their limits and their errors. No I/O: decoders take bytes, encoders give bytes.
 
+mod error;
+mod frame;
 mod hello;
+mod message;
 
+pub use error::WireError;
+pub use frame::{
+    FRAME_HEAD_LEN, FrameHead, FrameKind, FrameRun, MAX_DATA_PAGES, MAX_HASH_PAGES, MAX_RUNS, PageClass,
+    RUN_LEN, decode_table, encode_run,
+};
 pub use hello::{
     ChannelRole, HELLO_LEN, HELLO_REPLY_MAX, Hello, HelloReply, MigrationId, PROTOCOL, Refusal, RefusalCode,
     Token, VersionRange,
 };
-mod error;
-pub use error::WireError;
+pub use message::{
+    CommitOutcome, GuestIdentity, MAX_MESSAGE, MAX_SECTION, MAX_SECTIONS, MAX_TEXT, Section, SectionName,
+    ToDestination, ToSource, VerifyWhen, bounded_text, decode_message, encode_message,
+};
