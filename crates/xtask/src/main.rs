@@ -1,2 +1,64 @@
-//! `cargo xtask`: what people and CI run.
-fn main() {}
+//! What people and CI run on this tree: `cargo xtask lint | test | fuzz | openapi`.
+#![allow(clippy::print_stdout, reason = "a command-line tool: stdout is its output")]
+
+mod fuzz;
+mod lint;
+mod openapi;
+mod test;
+mod tree;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::tree::Tree;
+
+/// The project's own checks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", about)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check what the compiler doesn't: who may use whom, file sizes, where unsafe code lives, leftovers.
+    Lint,
+    /// Run every test of the workspace, then the decoders' fuzz targets for a bounded time.
+    Test {
+        /// Seconds for each fuzz target; 0 leaves them out.
+        #[arg(long, default_value_t = 10)]
+        fuzz_seconds: u32,
+    },
+    /// Run the fuzz targets (needs a nightly toolchain and cargo-fuzz).
+    Fuzz {
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// Only this target; all of them when left out.
+        target: Option<String>,
+    },
+    /// Write crates/api/openapi.json anew from the API's types.
+    Openapi,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> anyhow::Result<ExitCode> {
+    let tree = Tree::here()?;
+    match task {
+        Task::Lint => lint::run(&tree),
+        Task::Test { fuzz_seconds } => test::run(&tree, *fuzz_seconds),
+        Task::Fuzz { seconds, target } => fuzz::run(&tree, *seconds, target.as_deref()),
+        Task::Openapi => openapi::run(&tree),
+    }
+}

@@ -1,0 +1,42 @@
+//! The rules of the house that neither rustc nor clippy knows.
+
+mod arrows;
+mod leftovers;
+mod rooms;
+mod sizes;
+mod tokens;
+
+use std::process::ExitCode;
+
+use crate::tree::Tree;
+
+/// Checks every rule and prints every breach before it fails.
+pub fn run(tree: &Tree) -> anyhow::Result<ExitCode> {
+    let sources = tree.sources()?;
+    let mut breaches = arrows::check(&arrows::read(tree)?);
+
+    let sizes = sizes::Sizes::of(&sources);
+    println!("{sizes}");
+    breaches.extend(sizes.breaches());
+
+    for source in &sources {
+        breaches.extend(leftovers::in_text(source));
+        match tokens::read(&source.text) {
+            Ok(tokens) => {
+                breaches.extend(rooms::check(&source.path, &tokens));
+                breaches.extend(leftovers::in_tokens(&source.path, &tokens));
+            }
+            Err(error) => breaches.push(format!("{}: not Rust: {error}", source.path)),
+        }
+    }
+
+    for breach in &breaches {
+        eprintln!("lint: {breach}");
+    }
+    if breaches.is_empty() {
+        println!("lint: arrows, sizes, unsafe rooms and leftovers are fine in {} files", sources.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("lint: {} breaches; the rules are in CONTRIBUTING.md", breaches.len());
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,87 @@
+//! The source tree: where it is, and its Rust files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+
+/// Folders that hold the project's Rust code.
+const CODE: [&str; 3] = ["crates", "transports", "fuzz"];
+
+/// The tree that this xtask was built from.
+pub struct Tree {
+    root: PathBuf,
+}
+
+/// One Rust file.
+pub struct Source {
+    /// From the root, with `/`.
+    pub path: String,
+    /// Its content.
+    pub text: String,
+}
+
+impl Tree {
+    /// The tree that holds this crate's manifest.
+    pub fn here() -> anyhow::Result<Self> {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = manifest.ancestors().nth(2).context("crates/xtask is not two folders below the root")?;
+        ensure!(
+            root.join("Cargo.lock").is_file(),
+            "{}: not the workspace; rebuild xtask there",
+            root.display()
+        );
+        Ok(Self { root: root.to_owned() })
+    }
+
+    pub fn join(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    /// A `cargo` command at the root. Variables that describe the xtask crate itself are not passed on:
+    /// to build scripts they would look like a change.
+    pub fn cargo(&self) -> Command {
+        let mut command = Command::new("cargo");
+        command.current_dir(&self.root);
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CARGO_PKG_")) {
+            command.env_remove(name);
+        }
+        command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
+        command
+    }
+
+    /// All Rust files of the project, by path.
+    pub fn sources(&self) -> anyhow::Result<Vec<Source>> {
+        let mut paths = Vec::new();
+        for folder in CODE {
+            let folder = self.root.join(folder);
+            if folder.is_dir() {
+                collect(&folder, &mut paths)?;
+            }
+        }
+        paths.sort();
+        paths.iter().map(|path| self.source(path)).collect()
+    }
+
+    fn source(&self, path: &Path) -> anyhow::Result<Source> {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let path = path.strip_prefix(&self.root)?.to_string_lossy().into_owned();
+        Ok(Source { path, text })
+    }
+}
+
+fn collect(folder: &Path, into: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() {
+            if name != "target" && !name.starts_with('.') {
+                collect(&path, into)?;
+            }
+        } else if name.ends_with(".rs") {
+            into.push(path);
+        }
+    }
+    Ok(())
+}
