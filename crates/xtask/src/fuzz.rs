@@ -18,7 +18,10 @@ pub fn run(tree: &Tree, seconds: u32, target: Option<&str>) -> anyhow::Result<Ex
         bail!(reason);
     }
     let outcomes = match target {
-        Some(target) => vec![run_one(tree, seconds, target)?],
+        Some(target) => {
+            build(tree)?;
+            vec![run_one(tree, seconds, target)?]
+        }
         None => run_all(tree, seconds)?,
     };
     for Outcome { target, passed } in &outcomes {
@@ -39,20 +42,35 @@ pub fn available(tree: &Tree) -> Result<(), String> {
 
 /// Runs every target, whether or not an earlier one found something.
 pub fn run_all(tree: &Tree, seconds: u32) -> anyhow::Result<Vec<Outcome>> {
+    build(tree)?;
     let list = cargo_fuzz(tree).arg("list").output().context("cargo fuzz list")?;
     ensure!(list.status.success(), "cargo fuzz list: {}", String::from_utf8_lossy(&list.stderr));
     let targets = String::from_utf8(list.stdout)?;
     targets.lines().map(|target| run_one(tree, seconds, target)).collect()
 }
 
+/// Builds the targets, so that a run that fails afterwards has found something.
+fn build(tree: &Tree) -> anyhow::Result<()> {
+    let status = cargo_fuzz(tree).arg("build").status().context("cargo fuzz build")?;
+    ensure!(status.success(), "the fuzz targets don't build, see above");
+    Ok(())
+}
+
 fn run_one(tree: &Tree, seconds: u32, target: &str) -> anyhow::Result<Outcome> {
     println!("fuzz {target}: {seconds} s");
-    // Inputs are kept to 1 MiB and the process to 512 MiB: a decoder that allocates what a length in the
-    // input asks for dies here.
+    // libFuzzer keeps what it finds interesting in the first folder and only reads the second.
+    let corpus = tree.join("fuzz/corpus").join(target);
+    std::fs::create_dir_all(&corpus).with_context(|| corpus.display().to_string())?;
+    let seeds = Some(tree.join("fuzz/seeds").join(target)).filter(|folder| folder.is_dir());
+    // Inputs are kept to 1 MiB, so a decoder that allocates what a length in the input asks for, not what
+    // the input holds, goes over the limit of one allocation.
     let status = cargo_fuzz(tree)
-        .args(["run", target, "--"])
+        .args(["run", target])
+        .arg(&corpus)
+        .args(seeds)
+        .arg("--")
         .arg(format!("-max_total_time={seconds}"))
-        .args(["-max_len=1048576", "-rss_limit_mb=512", "-print_final_stats=1", "-verbosity=0"])
+        .args(["-max_len=1048576", "-malloc_limit_mb=64", "-rss_limit_mb=1024", "-print_final_stats=1"])
         .status()
         .with_context(|| format!("cargo fuzz run {target}"))?;
     Ok(Outcome { target: target.to_owned(), passed: status.success() })
