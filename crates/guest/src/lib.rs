@@ -12,7 +12,9 @@ mod tracker;
 mod traits;
 
 pub use error::GuestError;
-pub use ram::GuestRam;
+pub use ram::{GuestRam, PageClass};
 pub use section::{SectionId, StateSection};
-pub use tracker::DirtyTracker;
+pub use tracker::{
+    AttachedTracker, DEFAULT_RING_ENTRIES, DirtyTracker, DirtyTracking, RingHarvester, TrackerKind, VmmWrites,
+};
 pub use traits::{FirstRun, Guest, IncomingGuest, PausedGuest, Refused};

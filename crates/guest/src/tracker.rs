@@ -1,6 +1,18 @@
+mod kind;
+mod log;
+mod ring;
+mod vmm_writes;
+
+use std::io;
+
+use migrated_kernel::KvmError;
 use migrated_pages::PageSet;
 
 use crate::GuestError;
+
+pub use kind::{AttachedTracker, DEFAULT_RING_ENTRIES, DirtyTracking, TrackerKind};
+pub use ring::RingHarvester;
+pub use vmm_writes::VmmWrites;
 
 /// Finds out which pages of a guest were written: by its vCPUs (KVM's dirty bitmap or dirty rings)
 /// or by the VMM on its behalf.
@@ -27,4 +39,19 @@ pub trait DirtyTracker: Send {
     /// # Errors
     /// [`GuestError::Kernel`] when KVM refuses; tracking may then still be on.
     fn stop(&mut self) -> Result<(), GuestError>;
+}
+
+impl From<KvmError> for GuestError {
+    fn from(error: KvmError) -> Self {
+        match error {
+            KvmError::Unsupported { capability, advice } => Self::Kernel {
+                operation: format!("asking KVM for {capability}"),
+                source: io::Error::new(io::ErrorKind::Unsupported, advice),
+            },
+            KvmError::Call { call, meaning, source } => Self::Kernel {
+                operation: call.into(),
+                source: io::Error::new(source.kind(), format!("{meaning} ({source})")),
+            },
+        }
+    }
 }
