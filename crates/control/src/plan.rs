@@ -1,0 +1,219 @@
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use migrated_engine::{OnTimeout, Verify};
+use migrated_pages::RamLayout;
+use migrated_wire::{MigrationId, Token};
+use serde::{Deserialize, Serialize};
+
+use crate::{VmSpec, text};
+
+/// How a VM process begins; its directory's `start.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmStart {
+    /// Boot a new guest.
+    Boot(VmSpec),
+    /// Make an empty VM and wait for a guest to arrive.
+    Incoming(Box<IncomingPlan>),
+}
+
+impl VmStart {
+    /// What the VM is made of.
+    #[must_use]
+    pub const fn spec(&self) -> &VmSpec {
+        match self {
+            Self::Boot(spec) => spec,
+            Self::Incoming(plan) => &plan.spec,
+        }
+    }
+}
+
+/// What the destination must know of a guest to judge, before anything moves, whether it can run there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GuestDescription {
+    /// How guest RAM is cut into blocks.
+    pub ram: RamLayout,
+    /// Every piece of state that will be sent.
+    pub sections: Vec<SectionRef>,
+    /// The CPU as the guest sees it.
+    pub cpu: serde_json::Value,
+    /// Frequency of the guest's TSC in kHz.
+    pub tsc_khz: u32,
+}
+
+/// Names one piece of guest state and the version of its layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SectionRef {
+    /// What the state is of, e.g. `vcpu`.
+    pub kind: String,
+    /// Which of several.
+    pub instance: u32,
+    /// Version of the section's layout.
+    pub version: u32,
+}
+
+/// How bytes travel between the two VM processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum TransportKind {
+    /// TCP in the clear: for links that are safe by other means.
+    #[serde(rename = "tcp")]
+    Tcp,
+    /// TCP under mutually authenticated TLS 1.3.
+    #[serde(rename = "tcp+tls")]
+    TcpTls,
+}
+
+impl TransportKind {
+    /// The name in the API, records and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::TcpTls => "tcp+tls",
+        }
+    }
+}
+
+impl std::fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for TransportKind {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "tcp" => Ok(Self::Tcp),
+            "tcp+tls" => Ok(Self::TcpTls),
+            other => Err(format!("unknown transport {other:?}; there are `tcp` and `tcp+tls`")),
+        }
+    }
+}
+
+/// PEM files of a host's migration identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// Certificates of the authorities that may sign a peer.
+    pub ca: PathBuf,
+    /// This host's certificate chain, leaf first.
+    pub cert: PathBuf,
+    /// The leaf's private key.
+    pub key: PathBuf,
+}
+
+/// When a migration began, so that the VM process counts time from the request.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartedAt {
+    /// Wall clock at the request, in ms since the Unix epoch.
+    pub unix_ms: u64,
+    /// How much of the set-up the daemons have used by now, in ms.
+    pub elapsed_ms: f64,
+}
+
+/// What a migration must keep to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Longest time that the guest may stand still, in µs.
+    pub max_downtime_us: u64,
+    /// Most payload a second on all channels together, in bits per second; `None` is no limit.
+    pub bandwidth_bps: Option<u64>,
+    /// How long pre-copy may take, in ms.
+    pub timeout_ms: u64,
+    /// What happens then, or when it stalls before.
+    pub on_timeout: OnTimeout,
+    /// Most rounds over the dirty pages.
+    pub max_iterations: u32,
+}
+
+/// Everything that a source's VM process needs to send its guest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MigratePlan {
+    /// The migration.
+    #[serde(with = "text::migration_id")]
+    pub migration: MigrationId,
+    /// Id of the VM, for the record.
+    pub vm: String,
+    /// The destination as it was named, for the record and for asking what became of a commit.
+    pub peer: String,
+    /// How bytes travel.
+    pub transport: TransportKind,
+    /// Our identity, for a transport that authenticates.
+    pub tls: Option<TlsFiles>,
+    /// Where the destination's VM process listens.
+    pub endpoints: Vec<SocketAddr>,
+    /// Name that the destination's certificate must carry.
+    pub server_name: Option<String>,
+    /// The destination's one-shot secret.
+    #[serde(with = "text::token")]
+    pub token: Token,
+    /// The epoch that the commit will carry.
+    pub epoch: u64,
+    /// Page channels; `None` lets the engine choose.
+    pub channels: Option<u16>,
+    /// What to keep to.
+    pub limits: Limits,
+    /// When the destination's memory is compared with ours.
+    pub verify: Verify,
+    /// When it began.
+    pub started: StartedAt,
+}
+
+/// Ports, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRange {
+    /// First.
+    pub first: u16,
+    /// Last.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// As a standard range.
+    #[must_use]
+    pub const fn range(self) -> RangeInclusive<u16> {
+        self.first..=self.last
+    }
+}
+
+/// Everything that a destination's VM process needs to receive a guest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IncomingPlan {
+    /// The migration.
+    #[serde(with = "text::migration_id")]
+    pub migration: MigrationId,
+    /// Id of the VM, the same as at the source.
+    pub vm: String,
+    /// The one-shot secret that the source must show.
+    #[serde(with = "text::token")]
+    pub token: Token,
+    /// The epoch that a commit must carry.
+    pub epoch: u64,
+    /// What the VM is made of.
+    pub spec: VmSpec,
+    /// CPU, RAM layout and state to expect.
+    pub description: GuestDescription,
+    /// How bytes travel.
+    pub transport: TransportKind,
+    /// Our identity, for a transport that authenticates.
+    pub tls: Option<TlsFiles>,
+    /// Address to listen on.
+    pub ip: IpAddr,
+    /// Ports to choose from.
+    pub ports: PortRange,
+    /// When our memory is compared with the source's.
+    pub verify: Verify,
+    /// Most page channels to accept.
+    pub max_channels: u16,
+    /// Where the committed epoch is recorded before the guest runs, see [`record_epoch`](crate::record_epoch).
+    pub epoch_file: PathBuf,
+    /// The source, for the record.
+    pub peer: String,
+    /// When it was prepared.
+    pub started: StartedAt,
+}
