@@ -24,9 +24,6 @@ pub fn run(tree: &Tree, seconds: u32, target: Option<&str>) -> anyhow::Result<Ex
         }
         None => run_all(tree, seconds)?,
     };
-    for Outcome { target, passed } in &outcomes {
-        println!("fuzz {target}: {}", if *passed { "no findings" } else { "FINDINGS, see above" });
-    }
     let all = outcomes.iter().all(|outcome| outcome.passed);
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -57,23 +54,30 @@ fn build(tree: &Tree) -> anyhow::Result<()> {
 }
 
 fn run_one(tree: &Tree, seconds: u32, target: &str) -> anyhow::Result<Outcome> {
-    println!("fuzz {target}: {seconds} s");
     // libFuzzer keeps what it finds interesting in the first folder and only reads the second.
     let corpus = tree.join("fuzz/corpus").join(target);
     std::fs::create_dir_all(&corpus).with_context(|| corpus.display().to_string())?;
     let seeds = Some(tree.join("fuzz/seeds").join(target)).filter(|folder| folder.is_dir());
     // Inputs are kept to 1 MiB, so a decoder that allocates what a length in the input asks for, not what
     // the input holds, goes over the limit of one allocation.
-    let status = cargo_fuzz(tree)
+    let run = cargo_fuzz(tree)
         .args(["run", target])
         .arg(&corpus)
         .args(seeds)
         .arg("--")
         .arg(format!("-max_total_time={seconds}"))
-        .args(["-max_len=1048576", "-malloc_limit_mb=64", "-rss_limit_mb=1024", "-print_final_stats=1"])
-        .status()
+        .args(["-max_len=1048576", "-malloc_limit_mb=64", "-rss_limit_mb=1024"])
+        .output()
         .with_context(|| format!("cargo fuzz run {target}"))?;
-    Ok(Outcome { target: target.to_owned(), passed: status.success() })
+    let said = String::from_utf8_lossy(&run.stderr);
+    if run.status.success() {
+        let runs = said.lines().find(|line| line.starts_with("Done ")).unwrap_or_default();
+        println!("fuzz {target}: no findings. {runs}");
+    } else {
+        eprint!("{said}");
+        println!("fuzz {target}: FINDINGS, see above");
+    }
+    Ok(Outcome { target: target.to_owned(), passed: run.status.success() })
 }
 
 /// `cargo +nightly fuzz`, whatever toolchain built xtask.
