@@ -85,6 +85,7 @@ fn cargo_fuzz(tree: &Tree) -> Command {
     let mut command = tree.cargo();
     // The pinned toolchain's own `cargo` would not understand `+nightly`; the proxy does, and it
     // prefers this variable to rust-toolchain.toml.
-    command.env("RUSTUP_TOOLCHAIN", "nightly").env_remove("CARGO").env_remove("RUSTC").arg("fuzz");
+    command.env("RUSTUP_TOOLCHAIN", "nightly").env("RUSTUP_AUTO_INSTALL", "0");
+    command.env_remove("CARGO").env_remove("RUSTC").arg("fuzz");
     command
 }
