@@ -3,6 +3,11 @@ mod log;
 mod ring;
 mod vmm_writes;
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod oracle;
+
 use std::io;
 
 use migrated_kernel::KvmError;
