@@ -2,13 +2,20 @@
 
 mod arrows;
 mod leftovers;
+mod paths;
 mod rooms;
 mod sizes;
 mod tokens;
 
+use std::fs;
 use std::process::ExitCode;
 
+use anyhow::Context;
+
 use crate::tree::Tree;
+
+/// Documents whose paths are checked.
+const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
 
 /// Checks every rule and prints every breach before it fails.
 pub fn run(tree: &Tree) -> anyhow::Result<ExitCode> {
@@ -30,11 +37,19 @@ pub fn run(tree: &Tree) -> anyhow::Result<ExitCode> {
         }
     }
 
+    for document in DOCUMENTS {
+        let text = fs::read_to_string(tree.join(document)).context(document)?;
+        breaches.extend(paths::check(document, &text, |path| tree.join(path).exists()));
+    }
+
     for breach in &breaches {
         eprintln!("lint: {breach}");
     }
     if breaches.is_empty() {
-        println!("lint: arrows, sizes, unsafe rooms and leftovers are fine in {} files", sources.len());
+        println!(
+            "lint: arrows, sizes, unsafe rooms, leftovers and documents' paths are fine in {} files",
+            sources.len()
+        );
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("lint: {} breaches; the rules are in CONTRIBUTING.md", breaches.len());
