@@ -28,6 +28,9 @@ pub enum MigrationState {
     Indeterminate,
     /// Destination: the guest runs here.
     Running,
+    /// Source: the guest runs at the destination, whose last words (a summary, and with `verify: after`
+    /// what comparing found) are awaited.
+    Settling,
     /// The guest runs at the destination and the source has freed its copy.
     Completed,
     /// The migration ended without a commit; the guest is at the source as before.
@@ -38,7 +41,7 @@ pub enum MigrationState {
 
 impl MigrationState {
     /// All states, for metrics and documents.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Negotiating,
         Self::Preflight,
         Self::Precopy,
@@ -49,6 +52,7 @@ impl MigrationState {
         Self::Switchover,
         Self::Indeterminate,
         Self::Running,
+        Self::Settling,
         Self::Completed,
         Self::Failed,
         Self::Cancelled,
@@ -68,6 +72,7 @@ impl MigrationState {
             Self::Switchover => "switchover",
             Self::Indeterminate => "indeterminate",
             Self::Running => "running",
+            Self::Settling => "settling",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
@@ -214,6 +219,8 @@ pub struct Downtime {
     pub send: f64,
     /// The destination's restoring of state.
     pub import: f64,
+    /// Comparing memory, with `verify: before` only.
+    pub verify: f64,
     /// From the commit until the first KVM_RUN, and its ack's way back.
     pub resume: f64,
 }

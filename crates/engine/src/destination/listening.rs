@@ -1,0 +1,102 @@
+use std::time::Duration;
+
+use migrated_wire::{GuestIdentity, ToDestination, ToSource, bounded_text};
+
+use super::common::Common;
+use super::receiving::Receiving;
+use super::{DestinationEvent, FailureCode, State};
+use crate::record::MigrationState;
+
+/// How long a prepared destination waits for its source.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most page channels a source may open.
+const MAX_CHANNELS: u16 = 64;
+
+/// Waiting for the source and its preflight message.
+pub(super) struct Listening {
+    deadline: Duration,
+}
+
+impl Listening {
+    pub(super) fn begin(now: Duration) -> Self {
+        Self { deadline: now + CONNECT_TIMEOUT }
+    }
+
+    pub(super) const fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    pub(super) fn on(self, common: &mut Common, event: DestinationEvent) -> State {
+        match event {
+            DestinationEvent::Connected => {
+                common.enter(MigrationState::Preflight);
+                common.link.heard(common.now);
+                State::Listening(self)
+            }
+            DestinationEvent::Message(ToDestination::Preflight {
+                identity,
+                epoch,
+                channels,
+                verify,
+                guest_clock,
+            }) => {
+                let reasons = differences(common, &identity, epoch, channels);
+                if !reasons.is_empty() {
+                    let text = reasons.join("; ");
+                    common.send(ToSource::PreflightRefused { reasons });
+                    let failure = common.failure(FailureCode::PreflightRefused, text);
+                    return common.fail(failure);
+                }
+                common.verify = verify;
+                common.guest_clock = guest_clock;
+                common.record.channels = channels;
+                common.enter(MigrationState::Receiving);
+                let rehearsal_us = common.config.rehearsal.as_micros() as u64;
+                common.send(ToSource::PreflightOk { rehearsal_us });
+                State::Receiving(Box::new(Receiving::begin(common, channels)))
+            }
+            DestinationEvent::Tick if common.now >= self.deadline => {
+                let text = format!("the source did not come within {CONNECT_TIMEOUT:?}");
+                let failure = common.failure(FailureCode::PhaseTimeout, text);
+                common.fail(failure)
+            }
+            DestinationEvent::Tick => State::Listening(self),
+            event => match common.common_failure(&event) {
+                Some(failure) => common.fail(failure),
+                None => State::Listening(self),
+            },
+        }
+    }
+}
+
+/// Everything in which the guest that comes differs from the one that was prepared.
+fn differences(common: &Common, theirs: &GuestIdentity, epoch: u64, channels: u16) -> Vec<String> {
+    let ours = &common.config.identity;
+    let mut reasons = Vec::new();
+    if theirs.layout != ours.layout {
+        reasons.push("the RAM layout is not the prepared one".to_owned());
+    }
+    for section in theirs.sections.iter().filter(|s| !ours.sections.contains(s)) {
+        reasons.push(bounded_text(&format!(
+            "state section {}/{} v{} is unknown here",
+            section.kind, section.instance, section.version
+        )));
+    }
+    for section in ours.sections.iter().filter(|s| !theirs.sections.contains(s)) {
+        reasons.push(format!(
+            "state section {}/{} v{} will be missing",
+            section.kind, section.instance, section.version
+        ));
+    }
+    if theirs.cpu != ours.cpu {
+        reasons.push("the guest's CPU is not the prepared one".to_owned());
+    }
+    if epoch != common.config.epoch {
+        reasons.push(format!("attempt {epoch} was announced, {} was prepared", common.config.epoch));
+    }
+    if channels == 0 || channels > MAX_CHANNELS {
+        reasons.push(format!("{channels} page channels; 1 to {MAX_CHANNELS} are possible"));
+    }
+    reasons.truncate(32);
+    reasons
+}

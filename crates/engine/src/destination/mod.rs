@@ -1,0 +1,308 @@
+//! The destination's state machine, the mirror of [`source`](crate::source): one struct a state, the
+//! driver feeds events and carries out actions in order. An action on the guest, or on the epoch's record,
+//! is answered before any other event is fed.
+
+mod common;
+mod ended;
+mod lanes;
+mod listening;
+mod ready;
+mod receiving;
+mod running;
+
+use std::time::Duration;
+
+use migrated_pages::{BlockId, PageRun, ReceivedMap};
+use migrated_wire::{
+    CommitOutcome, FrameHead, FrameKind, GuestIdentity, Section, ToDestination, ToSource, VerifyWhen,
+    WireError,
+};
+
+use crate::failure::{Failure, FailureCode};
+use crate::record::{MigrationRecord, MigrationState};
+use common::Common;
+
+/// What a destination is told when it is made.
+#[derive(Clone, Debug)]
+pub struct DestinationConfig {
+    /// The guest that was prepared.
+    pub identity: GuestIdentity,
+    /// The one attempt that may commit.
+    pub epoch: u64,
+    /// What exporting and importing state took in a rehearsal here.
+    pub rehearsal: Duration,
+    /// The source as people name it, for messages.
+    pub peer: String,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum DestinationEvent {
+    /// The control channel is open.
+    Connected,
+    /// The source said something.
+    Message(ToDestination),
+    /// A page channel reached the end of an iteration; all its pages before are placed.
+    Marker {
+        /// Which channel.
+        channel: u16,
+        /// Which iteration.
+        iteration: u32,
+        /// Pages the source sent on the channel in it.
+        pages: u64,
+    },
+    /// A channel broke, for this reason.
+    LinkLost(String),
+    /// The source sent what it must not.
+    PeerMisbehaved(String),
+    /// Answer to [`DestinationAction::Restore`], with what it took.
+    Restored(Duration),
+    /// Answer to [`DestinationAction::RecordCommit`].
+    CommitRecorded,
+    /// The commit could not be recorded.
+    CommitNotRecorded(String),
+    /// Answer to [`DestinationAction::Start`]: the time from the commit's arrival to the first KVM_RUN.
+    Started(Duration),
+    /// An action on the guest failed; it has not run.
+    GuestFailed(String),
+    /// Answer to [`DestinationAction::Observe`].
+    Observed {
+        /// Bytes received on all channels.
+        wire_received: u64,
+        /// The longest gap the guest saw, in µs, if it is one that tells.
+        guest_gap_us: Option<u64>,
+    },
+    /// Somebody asks what became of the commit of this attempt.
+    Resolve {
+        /// The attempt.
+        epoch: u64,
+    },
+    /// Somebody wants the incoming guest gone.
+    Cancel,
+    /// Time passed; see [`Destination::deadline`].
+    Tick,
+}
+
+/// What the driver does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum DestinationAction {
+    /// Send a message on the control channel.
+    Send(ToSource),
+    /// Restore CPU and device state.
+    Restore(Vec<Section>),
+    /// Write down, where it survives this process, that this attempt was committed.
+    RecordCommit(u64),
+    /// Write down that this attempt will never run.
+    RecordNeverRan(u64),
+    /// Run the guest.
+    Start,
+    /// Destroy the guest, which has not run.
+    Destroy,
+    /// Watch the running guest until its own clock tells the gap, then report.
+    Observe,
+    /// Answer the one who asked; `None` means that this end knows nothing of that attempt.
+    Answer(Option<CommitOutcome>),
+    /// Close all channels.
+    HangUp,
+}
+
+/// The state machine of a migration's destination.
+pub struct Destination {
+    common: Common,
+    state: State,
+}
+
+enum State {
+    Listening(listening::Listening),
+    Receiving(Box<receiving::Receiving>),
+    Ready(Box<ready::Ready>),
+    Running(Box<running::Running>),
+    Ended(ended::Ended),
+    /// Only while a transition is under way.
+    Moving,
+}
+
+impl Destination {
+    /// A destination that listens from `now` on.
+    #[must_use]
+    pub fn new(config: DestinationConfig, record: MigrationRecord, now: Duration) -> Self {
+        let mut common = Common::new(config, record, now);
+        common.enter(MigrationState::Negotiating);
+        Self { common, state: State::Listening(listening::Listening::begin(now)) }
+    }
+
+    /// Takes in an event.
+    pub fn handle(&mut self, now: Duration, event: DestinationEvent) {
+        let common = &mut self.common;
+        common.now = now;
+        if let DestinationEvent::Message(message) = &event {
+            common.link.heard(now);
+            if let ToDestination::Ping { nonce } = message {
+                common.act(DestinationAction::Send(ToSource::Pong { nonce: *nonce }));
+                return;
+            }
+        }
+        if let DestinationEvent::Resolve { epoch } = event {
+            self.resolve(epoch);
+            return;
+        }
+        self.state = match std::mem::replace(&mut self.state, State::Moving) {
+            State::Listening(state) => state.on(common, event),
+            State::Receiving(state) => state.on(common, event),
+            State::Ready(state) => state.on(common, event),
+            State::Running(state) => state.on(common, event),
+            State::Ended(state) => State::Ended(state),
+            State::Moving => unreachable!("a transition put a state back"),
+        };
+    }
+
+    /// Answers for the commit of `epoch`. Saying "never ran" makes it true for ever: a guest that waits
+    /// for its commit is destroyed first.
+    fn resolve(&mut self, epoch: u64) {
+        if epoch != self.common.config.epoch {
+            self.common.act(DestinationAction::Answer(None));
+            return;
+        }
+        self.state = match std::mem::replace(&mut self.state, State::Moving) {
+            state @ (State::Listening(_) | State::Receiving(_) | State::Ready(_)) => {
+                drop(state);
+                let text = "the source lost the link and asked; the guest was given back to it";
+                let failure = self.common.failure(FailureCode::SourceFailed, text);
+                self.common.fail(failure)
+            }
+            other => other,
+        };
+        let outcome = match &self.state {
+            State::Running(_) => CommitOutcome::Committed,
+            State::Ended(ended) if ended.result.is_ok() => CommitOutcome::Committed,
+            _ => CommitOutcome::NeverRan,
+        };
+        self.common.act(DestinationAction::Answer(Some(outcome)));
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_action(&mut self) -> Option<DestinationAction> {
+        self.common.actions.pop_front()
+    }
+
+    /// Whether a frame may come now on a page channel. Called before its payload is read.
+    ///
+    /// # Errors
+    /// [`WireError`] for a frame of another iteration, an unknown channel, or a kind that isn't due.
+    pub fn admit(&self, channel: u16, head: &FrameHead) -> Result<(), WireError> {
+        let (lanes, kind) = match &self.state {
+            State::Receiving(state) => (state.lanes(), FrameKind::Pages),
+            State::Ready(state) => (state.lanes(), FrameKind::Hashes),
+            State::Running(state) => (state.lanes(), FrameKind::Hashes),
+            _ => return Err(misplaced(head, "no frame is due now")),
+        };
+        if head.kind != kind && head.kind != FrameKind::Marker {
+            return Err(misplaced(head, "a frame of this kind is not due now"));
+        }
+        if !lanes.is_open(channel, head.iteration) {
+            return Err(misplaced(head, "the channel or its iteration is not open"));
+        }
+        Ok(())
+    }
+
+    /// Pages of a frame are in place.
+    pub fn placed(&mut self, channel: u16, runs: impl IntoIterator<Item = PageRun>, bytes: u64) {
+        if let State::Receiving(state) = &mut self.state {
+            state.placed(channel, runs);
+            self.common.bytes += bytes;
+        }
+    }
+
+    /// Hashes of a frame were compared with the pages here.
+    pub fn compared(&mut self, channel: u16, pages: u64, mismatches: u64, detail: Option<String>) {
+        let lanes = match &mut self.state {
+            State::Ready(state) => state.lanes_mut(),
+            State::Running(state) => state.lanes_mut(),
+            _ => return,
+        };
+        lanes.count(channel, pages);
+        self.common.comparison.add(pages, mismatches, detail);
+    }
+
+    /// Whether the page was placed before: a page that never was is still zero.
+    #[must_use]
+    pub fn has(&self, block: BlockId, page: u64) -> bool {
+        self.received().is_some_and(|map| map.contains(block, page))
+    }
+
+    fn received(&self) -> Option<&ReceivedMap> {
+        match &self.state {
+            State::Receiving(state) => Some(state.received()),
+            _ => None,
+        }
+    }
+
+    /// When memory will be compared, once the source has said.
+    #[must_use]
+    pub const fn verify(&self) -> VerifyWhen {
+        self.common.verify
+    }
+
+    /// The guest's own clock when the migration began, once the source has said.
+    #[must_use]
+    pub const fn guest_clock(&self) -> Option<u64> {
+        self.common.guest_clock
+    }
+
+    /// When to feed [`DestinationEvent::Tick`] at the latest; `None` once it has ended.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        match &self.state {
+            State::Listening(state) => Some(state.deadline()),
+            State::Ended(_) => None,
+            _ => Some(self.common.link.next_timer()),
+        }
+    }
+
+    /// Where the migration is.
+    #[must_use]
+    pub const fn state(&self) -> MigrationState {
+        self.common.phase
+    }
+
+    /// Whether the guest was committed here: it runs, or ran.
+    #[must_use]
+    pub fn is_committed(&self) -> bool {
+        match &self.state {
+            State::Running(_) => true,
+            State::Ended(ended) => ended.result.is_ok(),
+            _ => false,
+        }
+    }
+
+    /// How it ended: `None` while it goes on.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Result<(), &Failure>> {
+        match &self.state {
+            State::Ended(ended) => Some(ended.result.as_ref().map(|_| ())),
+            _ => None,
+        }
+    }
+
+    /// The record as it stands.
+    #[must_use]
+    pub fn record(&self, now: Duration) -> MigrationRecord {
+        self.common.snapshot(now)
+    }
+
+    /// Records what the transport sent and received so far, in bytes.
+    pub fn set_wire_bytes(&mut self, sent: u64, received: u64) {
+        self.common.record.wire_bytes.sent = sent;
+        self.common.record.wire_bytes.received = received;
+    }
+}
+
+fn misplaced(head: &FrameHead, why: &str) -> WireError {
+    WireError::Malformed { what: "page frame", reason: format!("{why}: {head:?}") }
+}
+
+impl std::fmt::Debug for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Destination").field("state", &self.common.phase).finish_non_exhaustive()
+    }
+}

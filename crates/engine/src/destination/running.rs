@@ -1,0 +1,62 @@
+use migrated_wire::{ToDestination, ToSource, VerifyWhen};
+
+use super::common::Common;
+use super::lanes::{Lanes, Mark};
+use super::{DestinationEvent, State};
+use crate::record::Verify;
+
+/// The guest runs here; nothing that happens to the link can change that.
+pub(super) struct Running {
+    lanes: Lanes,
+    hashes_sent: Option<u64>,
+    hashes_here: bool,
+    compares: bool,
+}
+
+impl Running {
+    pub(super) fn begin(lanes: Lanes, verify: VerifyWhen) -> Self {
+        Self { lanes, hashes_sent: None, hashes_here: false, compares: verify == VerifyWhen::After }
+    }
+
+    pub(super) const fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    pub(super) const fn lanes_mut(&mut self) -> &mut Lanes {
+        &mut self.lanes
+    }
+
+    pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: DestinationEvent) -> State {
+        match event {
+            DestinationEvent::Marker { channel, iteration, pages } => {
+                match self.lanes.mark(channel, iteration, pages) {
+                    Mark::Partial => {}
+                    Mark::Complete { .. } => self.hashes_here = true,
+                    Mark::Wrong(_) => return common.end(Ok(())),
+                }
+                self.report_when_complete(common);
+            }
+            DestinationEvent::Message(ToDestination::HashesSent { pages }) => {
+                self.hashes_sent = Some(pages);
+                self.report_when_complete(common);
+            }
+            DestinationEvent::Observed { wire_received, guest_gap_us } => {
+                common.record.guest_gap_us = guest_gap_us.map(|us| us as f64);
+                common.send(ToSource::Summary { wire_received, guest_gap_us });
+            }
+            DestinationEvent::Message(ToDestination::Goodbye)
+            | DestinationEvent::LinkLost(_)
+            | DestinationEvent::PeerMisbehaved(_) => return common.end(Ok(())),
+            DestinationEvent::Tick if common.silence().is_some() => return common.end(Ok(())),
+            _ => {}
+        }
+        State::Running(self)
+    }
+
+    fn report_when_complete(&mut self, common: &mut Common) {
+        if self.compares && self.hashes_here && self.hashes_sent.is_some() {
+            self.compares = false;
+            common.report_comparison(Verify::After);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::OnTimeout;
+
+/// What a migration may cost, as whoever asked for it said.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Longest time the guest may stand still.
+    pub max_downtime: Duration,
+    /// Longest time for pre-copy as a whole; then `on_timeout` decides.
+    pub timeout: Duration,
+    /// Most rounds over the dirty pages; then `on_timeout` decides.
+    pub max_iterations: u32,
+    /// What to do when pre-copy doesn't converge within these limits.
+    pub on_timeout: OnTimeout,
+    /// Most payload bits a second on all channels together; `None` is as fast as the link.
+    pub bandwidth_bps: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_downtime: Duration::from_millis(50),
+            timeout: Duration::from_secs(300),
+            max_iterations: 30,
+            on_timeout: OnTimeout::Cancel,
+            bandwidth_bps: None,
+        }
+    }
+}
+
+/// A peer that sent nothing for this long is dead. Pings keep a living one talking.
+pub const PEER_DEAD_AFTER: Duration = Duration::from_secs(5);
+/// How often a ping goes out.
+pub const PING_EVERY: Duration = Duration::from_secs(1);
+/// Longest time for preflight, whose work is a comparison and a rehearsal.
+pub const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time that stop-and-copy may take beyond what the residual pages need at the measured rate: a
+/// destination that can't restore in this time gives the guest back to the source.
+pub const RESTORE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the source waits for the destination's summary once the guest runs there.
+pub const SUMMARY_TIMEOUT: Duration = Duration::from_secs(3);

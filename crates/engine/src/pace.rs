@@ -1,0 +1,61 @@
+use std::time::Duration;
+
+/// Keeps the payload of all channels at a bandwidth limit.
+///
+/// A token bucket that may hold [`BURST`] of credit and go into debt by one batch: short enough that a
+/// shaper on the way sees no burst worth dropping, long enough that timers needn't be exact.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    bytes_per_second: Option<f64>,
+    credit: f64,
+    as_of: Duration,
+}
+
+const BURST: Duration = Duration::from_millis(5);
+
+impl Pace {
+    pub(crate) fn new(bits_per_second: Option<u64>) -> Self {
+        let bytes_per_second = bits_per_second.map(|bits| (bits.max(8) as f64) / 8.0);
+        Self { bytes_per_second, credit: 0.0, as_of: Duration::ZERO }
+    }
+
+    /// When the next batch may go, if not now.
+    pub(crate) fn not_before(&mut self, now: Duration) -> Option<Duration> {
+        let rate = self.bytes_per_second?;
+        let elapsed = now.saturating_sub(self.as_of).as_secs_f64();
+        self.as_of = self.as_of.max(now);
+        self.credit = (self.credit + elapsed * rate).min(rate * BURST.as_secs_f64());
+        (self.credit < 0.0).then(|| now + Duration::from_secs_f64(-self.credit / rate))
+    }
+
+    /// Accounts for payload that was handed out.
+    pub(crate) fn spend(&mut self, bytes: u64) {
+        self.credit -= bytes as f64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limited_stream_takes_as_long_as_its_bytes_need() {
+        let mut pace = Pace::new(Some(8_000_000));
+        let mut now = Duration::ZERO;
+        for _ in 0..100 {
+            while let Some(at) = pace.not_before(now) {
+                now = at.max(now + Duration::from_micros(1));
+            }
+            pace.spend(100_000);
+        }
+        // 10 MB at 1 MB/s, less the last batch's debt.
+        assert!((9.8..10.1).contains(&now.as_secs_f64()), "{now:?}");
+    }
+
+    #[test]
+    fn no_limit_never_waits() {
+        let mut pace = Pace::new(None);
+        pace.spend(u64::MAX);
+        assert_eq!(pace.not_before(Duration::ZERO), None);
+    }
+}

@@ -1,0 +1,213 @@
+//! When pre-copy goes on, stops, or gives up.
+//!
+//! Pre-copy converges while the guest writes more slowly than the link drains: with λ = dirty rate ÷ link
+//! rate < 1, each round is λ times as long as the one before, and the downtime if the guest were stopped now,
+//!
+//! > downtime = fixed + residual bytes ÷ link rate,
+//!
+//! shrinks towards its fixed part (pause, last harvest, state, round trips), which no round can reduce. At
+//! λ ≥ 1 rounds are pure waste: the residual stays at the working set. So after every round the policy asks in
+//! this order: does the downtime fit? is it still falling so fast that one more short round pays? is it stuck?
+//! (Formulas: limits 2 and 3 of Clark et al. 2005, §5.3, and the iteration model of Akoush et al. 2010.)
+
+use std::time::Duration;
+
+use crate::{Limits, OnTimeout};
+
+/// What is known after a round.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Observation {
+    /// Number of the round that ended, from 1.
+    pub round: u32,
+    /// Since the request.
+    pub elapsed: Duration,
+    /// Pages dirty now.
+    pub residual_pages: u64,
+    /// Payload bytes those will need.
+    pub residual_bytes: u64,
+    /// Payload bytes a second that the link drains.
+    pub rate: f64,
+    /// Pages the guest dirties a second.
+    pub dirty_pages_per_second: f64,
+    /// The part of the downtime that doesn't depend on the residual.
+    pub fixed: Duration,
+}
+
+impl Observation {
+    /// The downtime if the guest were stopped now.
+    #[must_use]
+    pub fn expected_downtime(&self) -> Duration {
+        self.fixed + self.transfer_time()
+    }
+
+    /// How long sending the residual takes.
+    #[must_use]
+    pub fn transfer_time(&self) -> Duration {
+        if self.residual_bytes == 0 {
+            return Duration::ZERO;
+        }
+        Duration::try_from_secs_f64(self.residual_bytes as f64 / self.rate).unwrap_or(Duration::MAX / 4)
+    }
+
+    /// The downtime expected after one more round: what the guest dirties while the residual is sent.
+    #[must_use]
+    pub fn after_another_round(&self) -> Duration {
+        let round = self.transfer_time().as_secs_f64();
+        let bytes_per_page = self.residual_bytes as f64 / self.residual_pages.max(1) as f64;
+        let dirtied = (self.dirty_pages_per_second * round).min(self.residual_pages as f64);
+        let transfer = Duration::try_from_secs_f64(dirtied * bytes_per_page / self.rate);
+        self.fixed + transfer.unwrap_or(Duration::MAX / 4)
+    }
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// Send the dirty pages while the guest runs.
+    Iterate,
+    /// Stop the guest and send the rest.
+    Stop,
+    /// Leave the guest where it is.
+    GiveUp,
+}
+
+/// A step with its reason, for the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What to do.
+    pub step: Step,
+    /// Why, with the numbers.
+    pub reason: String,
+}
+
+/// Decides after every round. Throttling and the switch to post-copy are further [`Step`]s of another
+/// policy behind this trait.
+pub trait ConvergencePolicy: Send {
+    /// What to do after the round that `seen` describes.
+    fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict;
+}
+
+/// Rounds without a new best residual after which another one is waste.
+const STALL_ROUNDS: u32 = 3;
+/// A residual is a new best only when it is below this share of the old best.
+const STALL_MARGIN: f64 = 0.96;
+
+/// Pre-copy with a stall rule.
+#[derive(Debug, Default)]
+pub struct PrecopyPolicy {
+    best_residual: Option<u64>,
+    rounds_since_best: u32,
+}
+
+impl ConvergencePolicy for PrecopyPolicy {
+    fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict {
+        self.note(seen.residual_bytes);
+        let expected = seen.expected_downtime();
+        let numbers = format!(
+            "{} dirty pages ({} KiB) at {:.0} MiB/s and {:.2} ms fixed give {:.2} ms of downtime; limit {:.2} ms",
+            seen.residual_pages,
+            seen.residual_bytes / 1024,
+            seen.rate / f64::from(1 << 20),
+            seen.fixed.as_secs_f64() * 1e3,
+            expected.as_secs_f64() * 1e3,
+            limits.max_downtime.as_secs_f64() * 1e3,
+        );
+        let exhausted = if seen.round >= limits.max_iterations {
+            Some(format!("{} iterations are the limit", limits.max_iterations))
+        } else if seen.elapsed >= limits.timeout {
+            Some(format!("the timeout of {:?} is over", limits.timeout))
+        } else {
+            None
+        };
+        if expected <= limits.max_downtime {
+            let better = seen.after_another_round();
+            if exhausted.is_none() && self.rounds_since_best == 0 && better * 2 <= expected {
+                let better = better.as_secs_f64() * 1e3;
+                return Verdict {
+                    step: Step::Iterate,
+                    reason: format!("{numbers}; another round would bring it to {better:.2} ms"),
+                };
+            }
+            return Verdict { step: Step::Stop, reason: numbers };
+        }
+        let stalled = (self.rounds_since_best >= STALL_ROUNDS).then(|| {
+            format!("no progress in {STALL_ROUNDS} rounds: the guest writes as fast as the link sends")
+        });
+        let Some(why) = exhausted.or(stalled) else {
+            return Verdict { step: Step::Iterate, reason: numbers };
+        };
+        let (step, action) = match limits.on_timeout {
+            OnTimeout::Cancel => (Step::GiveUp, "cancel"),
+            OnTimeout::Stop => (Step::Stop, "stop"),
+        };
+        Verdict { step, reason: format!("{numbers}; {why}; the declared action is {action}") }
+    }
+}
+
+impl PrecopyPolicy {
+    fn note(&mut self, residual: u64) {
+        let is_best = self.best_residual.is_none_or(|best| (residual as f64) < best as f64 * STALL_MARGIN);
+        if is_best {
+            self.best_residual = Some(residual);
+            self.rounds_since_best = 0;
+        } else {
+            self.rounds_since_best += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: f64 = 1048576.0;
+
+    fn seen(round: u32, pages: u64, dirty: f64) -> Observation {
+        Observation {
+            round,
+            elapsed: Duration::from_secs(round.into()),
+            residual_pages: pages,
+            residual_bytes: pages * 4096,
+            rate: 100.0 * MIB,
+            dirty_pages_per_second: dirty,
+            fixed: Duration::from_millis(1),
+        }
+    }
+
+    #[test]
+    fn stops_when_the_residual_and_the_fixed_costs_fit() {
+        // 1024 pages at 100 MiB/s are 40 ms, and one more round would dirty as many.
+        let verdict = PrecopyPolicy::default().decide(&Limits::default(), &seen(1, 1024, 1e9));
+        assert_eq!(verdict.step, Step::Stop);
+        let tight = Limits { max_downtime: Duration::from_millis(40), ..Limits::default() };
+        assert_eq!(PrecopyPolicy::default().decide(&tight, &seen(1, 1024, 1e9)).step, Step::Iterate);
+    }
+
+    #[test]
+    fn goes_on_below_the_limit_while_a_round_halves_the_downtime() {
+        let verdict = PrecopyPolicy::default().decide(&Limits::default(), &seen(1, 1024, 1000.0));
+        assert_eq!(verdict.step, Step::Iterate, "{}", verdict.reason);
+        let verdict = PrecopyPolicy::default().decide(&Limits::default(), &seen(1, 3, 1000.0));
+        assert_eq!(verdict.step, Step::Stop, "{}", verdict.reason);
+    }
+
+    #[test]
+    fn a_stall_ends_by_the_declared_action() {
+        for (on_timeout, step) in [(OnTimeout::Cancel, Step::GiveUp), (OnTimeout::Stop, Step::Stop)] {
+            let limits = Limits { on_timeout, ..Limits::default() };
+            let mut policy = PrecopyPolicy::default();
+            let steps: Vec<Step> =
+                (1..=4).map(|n| policy.decide(&limits, &seen(n, 100_000 - u64::from(n), 1e6)).step).collect();
+            assert_eq!(steps, [Step::Iterate, Step::Iterate, Step::Iterate, step]);
+        }
+    }
+
+    #[test]
+    fn limits_of_time_and_rounds_end_it() {
+        let limits = Limits { max_iterations: 2, ..Limits::default() };
+        assert_eq!(PrecopyPolicy::default().decide(&limits, &seen(2, 100_000, 1e6)).step, Step::GiveUp);
+        let limits = Limits { timeout: Duration::from_secs(5), ..Limits::default() };
+        assert_eq!(PrecopyPolicy::default().decide(&limits, &seen(5, 100_000, 1e6)).step, Step::GiveUp);
+    }
+}

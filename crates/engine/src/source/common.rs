@@ -1,0 +1,235 @@
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use migrated_pages::PageSet;
+use migrated_wire::{ToDestination, bounded_text};
+
+use super::{Failure, FailureCode, Sent, SourceAction, SourceConfig, SourceEvent, State};
+use super::{ended::Ended, resuming::Resuming};
+use crate::liveness::Liveness;
+use crate::pace::Pace;
+use crate::policy::ConvergencePolicy;
+use crate::record::{Decision, Iteration, MigrationRecord, MigrationState};
+use crate::round::Round;
+
+/// Most decisions and iterations a record keeps; the newest replace the last one beyond it.
+const RECORD_LIST_MAX: usize = 200;
+
+/// What all states share.
+pub(super) struct Common {
+    pub(super) config: SourceConfig,
+    pub(super) policy: Box<dyn ConvergencePolicy>,
+    pub(super) record: MigrationRecord,
+    pub(super) actions: VecDeque<SourceAction>,
+    pub(super) link: Liveness,
+    pub(super) pace: Pace,
+    pub(super) now: Duration,
+    pub(super) phase: MigrationState,
+    pub(super) tracking: bool,
+    /// Time over which pages flowed, for the throughput.
+    pub(super) flow: Duration,
+    last_progress: String,
+}
+
+impl Common {
+    pub(super) fn new(
+        config: SourceConfig,
+        mut record: MigrationRecord,
+        policy: Box<dyn ConvergencePolicy>,
+        now: Duration,
+    ) -> Self {
+        record.ram.pages = config.identity.layout.total_pages();
+        record.ram.bytes = config.identity.layout.total_bytes();
+        record.channels = config.channels;
+        let pace = Pace::new(config.limits.bandwidth_bps);
+        Self {
+            config,
+            policy,
+            record,
+            actions: VecDeque::new(),
+            link: Liveness::new(now),
+            pace,
+            now,
+            phase: MigrationState::Negotiating,
+            tracking: false,
+            flow: Duration::ZERO,
+            last_progress: "nothing yet".into(),
+        }
+    }
+
+    pub(super) fn enter(&mut self, phase: MigrationState) {
+        self.phase = phase;
+        self.record.state = Some(phase);
+    }
+
+    pub(super) fn act(&mut self, action: SourceAction) {
+        self.actions.push_back(action);
+    }
+
+    pub(super) fn send(&mut self, message: ToDestination) {
+        self.act(SourceAction::Send(message));
+    }
+
+    pub(super) fn progress(&mut self, what: impl Into<String>) {
+        self.last_progress = what.into();
+    }
+
+    pub(super) fn decide(&mut self, decision: &str, reason: impl Into<String>) {
+        let at_ms = self.now.as_secs_f64() * 1e3;
+        push_bounded(
+            &mut self.record.decisions,
+            Decision { at_ms, decision: decision.to_owned(), reason: reason.into() },
+        );
+    }
+
+    pub(super) fn note_iteration(&mut self, round: &Round, dirty_pages: u64, since: Duration) {
+        let duration = self.now.saturating_sub(round.started);
+        self.flow += duration;
+        let seconds = self.now.saturating_sub(since).as_secs_f64();
+        push_bounded(
+            &mut self.record.iterations,
+            Iteration {
+                n: round.n,
+                pages: round.pages,
+                bytes: round.bytes,
+                duration_ms: duration.as_secs_f64() * 1e3,
+                dirty_rate_pps: if seconds > 0.0 { dirty_pages as f64 / seconds } else { 0.0 },
+                throttle_percent: 0.0,
+            },
+        );
+        self.progress(format!("iteration {} with {} pages", round.n, round.pages));
+    }
+
+    pub(super) fn account(&mut self, sent: Sent) {
+        let ram = &mut self.record.ram;
+        ram.pages_zero += sent.zero_pages;
+        ram.pages_sent += sent.data_pages;
+        self.pace.spend(sent.bytes);
+    }
+
+    pub(super) fn no_pages(&self) -> PageSet {
+        PageSet::empty(&self.config.identity.layout)
+    }
+
+    /// A failure in this state, worded so that it names phase, peer and last progress.
+    pub(super) fn failure(&self, code: FailureCode, what: impl std::fmt::Display) -> Failure {
+        let message = format!(
+            "{what} (in {} with {}; last progress: {}; the guest stays at the source)",
+            self.phase, self.config.peer, self.last_progress
+        );
+        Failure { code, message, phase: self.phase }
+    }
+
+    /// Ends the migration before its commit while the guest runs here.
+    pub(super) fn fail_running(&mut self, failure: Failure) -> State {
+        self.part(&failure);
+        if std::mem::take(&mut self.tracking) {
+            self.act(SourceAction::StopTracking);
+        }
+        self.end(Err(failure))
+    }
+
+    /// Ends the migration before its commit while the guest is paused: it must run again first.
+    pub(super) fn fail_paused(&mut self, failure: Failure) -> State {
+        self.part(&failure);
+        self.tracking = false;
+        self.act(SourceAction::Resume);
+        State::Resuming(Resuming { failure })
+    }
+
+    /// Gives up the source's copy for ever: that is when the migration has taken its total time.
+    pub(super) fn release(&mut self) {
+        self.tracking = false;
+        self.record.total_ms = self.now.as_secs_f64() * 1e3;
+        self.act(SourceAction::Retire);
+    }
+
+    /// The destination's count of a round's pages is not the source's.
+    pub(super) fn miscounted(&mut self, round: &Round, pages: u64) -> State {
+        let sent = round.handed_out();
+        let text = format!("iteration {} has {sent} pages, the destination counts {pages}", round.n);
+        let failure = self.failure(FailureCode::Protocol, text);
+        self.fail_running(failure)
+    }
+
+    fn part(&mut self, failure: &Failure) {
+        if failure.code == FailureCode::Cancelled {
+            self.decide("cancel", failure.message.clone());
+        }
+        self.send(ToDestination::Abort { reason: bounded_text(&failure.message) });
+    }
+
+    pub(super) fn end(&mut self, result: Result<(), Failure>) -> State {
+        self.act(SourceAction::Wake);
+        self.act(SourceAction::HangUp);
+        match &result {
+            Ok(()) => self.enter(MigrationState::Completed),
+            Err(failure) => {
+                self.record.error = Some(failure.into());
+                self.enter(failure.final_state());
+            }
+        }
+        if self.record.total_ms == 0.0 {
+            self.record.total_ms = self.now.as_secs_f64() * 1e3;
+        }
+        State::Ended(Ended { result })
+    }
+
+    /// What every state before the commit does alike with an event that is none of its own: `Some` is why
+    /// the migration ends. Sends pings when they are due.
+    pub(super) fn common_failure(&mut self, event: &SourceEvent) -> Option<Failure> {
+        use migrated_wire::ToSource;
+        match event {
+            SourceEvent::LinkLost(reason) => Some(self.failure(FailureCode::LinkLost, reason)),
+            SourceEvent::PeerMisbehaved(what) => Some(self.failure(FailureCode::Protocol, what)),
+            SourceEvent::GuestFailed(reason) => Some(self.failure(FailureCode::GuestFailed, reason)),
+            SourceEvent::Cancel => Some(self.failure(FailureCode::Cancelled, "cancelled by request")),
+            SourceEvent::Message(ToSource::Failed { reason }) => {
+                Some(self.failure(
+                    FailureCode::DestinationFailed,
+                    format_args!("the destination gave up: {reason}"),
+                ))
+            }
+            SourceEvent::Message(message) => {
+                let text = format!("unexpected message {message:?}");
+                Some(self.failure(FailureCode::Protocol, bounded_text(&text)))
+            }
+            SourceEvent::Tick => self.watch(),
+            _ => None,
+        }
+    }
+
+    /// Pings when due and says when the peer is dead.
+    pub(super) fn watch(&mut self) -> Option<Failure> {
+        if let Some(silent) = self.link.silence(self.now) {
+            let text = format!("{} has been silent for {:.1} s", self.config.peer, silent.as_secs_f64());
+            return Some(self.failure(FailureCode::PeerDead, text));
+        }
+        if let Some(nonce) = self.link.ping_due(self.now) {
+            self.send(ToDestination::Ping { nonce });
+        }
+        None
+    }
+
+    pub(super) fn snapshot(&mut self, now: Duration, remaining: u64) -> MigrationRecord {
+        let mut record = self.record.clone();
+        record.remaining_pages = remaining;
+        if record.total_ms == 0.0 {
+            record.total_ms = now.as_secs_f64() * 1e3;
+        }
+        let first_pass = record.ram.pages.min(record.ram.pages_sent + record.ram.pages_zero);
+        record.ram.pages_resent = record.ram.pages_sent + record.ram.pages_zero - first_pass;
+        if !self.flow.is_zero() {
+            let bytes: u64 = record.iterations.iter().map(|i| i.bytes).sum();
+            record.throughput_bps = bytes as f64 * 8.0 / self.flow.as_secs_f64();
+        }
+        record
+    }
+}
+
+fn push_bounded<T>(list: &mut Vec<T>, item: T) {
+    if list.len() >= RECORD_LIST_MAX {
+        list.pop();
+    }
+    list.push(item);
+}

@@ -1,0 +1,63 @@
+use std::time::Duration;
+
+use migrated_wire::CommitOutcome;
+
+use super::common::Common;
+use super::stop_and_copy::Marks;
+use super::{FailureCode, SourceAction, SourceEvent, State};
+use crate::record::MigrationState;
+
+const ASK_FIRST: Duration = Duration::from_millis(100);
+const ASK_SLOWEST: Duration = Duration::from_secs(5);
+
+/// The link died between the commit and its ack. The guest stays paused, however long it takes, until
+/// somebody who knows says whether it runs at the destination: guessing is how two copies run.
+pub(super) struct Indeterminate {
+    marks: Marks,
+    ask_at: Duration,
+    backoff: Duration,
+}
+
+impl Indeterminate {
+    pub(super) fn begin(common: &mut Common, marks: Marks, reason: &str) -> State {
+        common.enter(MigrationState::Indeterminate);
+        common.decide("ask_destination", format!("the link was lost after the commit was sent: {reason}"));
+        common.act(SourceAction::HangUp);
+        common.act(SourceAction::Ask);
+        State::Indeterminate(Self { marks, ask_at: Duration::MAX, backoff: ASK_FIRST })
+    }
+
+    pub(super) const fn deadline(&self) -> Duration {
+        self.ask_at
+    }
+
+    pub(super) fn on(mut self, common: &mut Common, event: SourceEvent) -> State {
+        match event {
+            SourceEvent::Outcome(Some(CommitOutcome::Committed)) => {
+                common.decide("completed", "the destination says that it runs the guest");
+                common.record.downtime_us = self.marks.downtime(common.now);
+                common.release();
+                common.end(Ok(()))
+            }
+            SourceEvent::Outcome(Some(CommitOutcome::NeverRan)) => {
+                let text = "the link was lost after the commit was sent; the destination never ran the guest and now never will";
+                common.fail_paused(common.failure(FailureCode::LinkLost, text))
+            }
+            SourceEvent::Outcome(None) => {
+                self.ask_at = common.now + self.backoff;
+                self.backoff = (self.backoff * 2).min(ASK_SLOWEST);
+                State::Indeterminate(self)
+            }
+            SourceEvent::Tick if common.now >= self.ask_at => {
+                self.ask_at = Duration::MAX;
+                common.act(SourceAction::Ask);
+                State::Indeterminate(self)
+            }
+            SourceEvent::Cancel => {
+                common.decide("cancel_refused", "only the destination's answer may run the guest here");
+                State::Indeterminate(self)
+            }
+            _ => State::Indeterminate(self),
+        }
+    }
+}

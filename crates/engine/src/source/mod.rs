@@ -1,0 +1,342 @@
+//! The source's state machine.
+//!
+//! One struct a state, one file a struct; a transition consumes the struct. The driver (a session, or a
+//! test with a virtual clock) does three things: it feeds [`SourceEvent`]s, it carries out
+//! [`SourceAction`]s in order, and its page channels pull their work with [`Source::next_batch`]. Its one
+//! duty: an action on the guest is answered before any other event is fed, so no state waits for the guest.
+
+mod common;
+mod ended;
+mod indeterminate;
+mod negotiating;
+mod precopy;
+mod preflight;
+mod resuming;
+mod settling;
+mod stop_and_copy;
+mod switchover;
+
+use std::time::Duration;
+
+use migrated_pages::{PageRun, PageSet};
+use migrated_wire::{
+    CommitOutcome, GuestIdentity, MAX_DATA_PAGES, Section, ToDestination, ToSource, VerifyWhen,
+};
+
+use crate::failure::{Failure, FailureCode};
+use crate::limits::Limits;
+use crate::policy::ConvergencePolicy;
+use crate::record::{MigrationRecord, MigrationState};
+use crate::round::{RoundKind, Take};
+use common::Common;
+
+/// Pages in a batch: 1 MiB of payload, enough to make system calls cheap and few enough that a
+/// paused guest's last pages spread over all channels.
+pub const BATCH_PAGES: u64 = 256;
+/// Runs in a batch, so that scattered pages make full batches too.
+pub const BATCH_RUNS: usize = 256;
+const _: () = assert!(BATCH_PAGES <= MAX_DATA_PAGES);
+
+/// What a source is told when it is made.
+#[derive(Clone, Debug)]
+pub struct SourceConfig {
+    /// The guest, as the destination must find it.
+    pub identity: GuestIdentity,
+    /// The attempt.
+    pub epoch: u64,
+    /// Page channels that will be opened.
+    pub channels: u16,
+    /// When memory is compared.
+    pub verify: VerifyWhen,
+    /// What the migration may cost.
+    pub limits: Limits,
+    /// The guest's own clock, see [`ToDestination::Preflight`].
+    pub guest_clock: Option<u64>,
+    /// The destination as people name it, for messages.
+    pub peer: String,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum SourceEvent {
+    /// All channels are open.
+    Connected,
+    /// The channels could not be opened.
+    ConnectFailed(String),
+    /// The destination said something.
+    Message(ToSource),
+    /// A channel broke, for this reason.
+    LinkLost(String),
+    /// The peer sent what it must not.
+    PeerMisbehaved(String),
+    /// Somebody wants it cancelled.
+    Cancel,
+    /// Answer to [`SourceAction::StartTracking`].
+    TrackingStarted,
+    /// Answer to [`SourceAction::Harvest`] and [`SourceAction::FinalHarvest`].
+    Harvested {
+        /// Pages written since the last harvest.
+        dirty: PageSet,
+        /// What the harvest took.
+        took: Duration,
+    },
+    /// Answer to [`SourceAction::Pause`].
+    Paused,
+    /// Answer to [`SourceAction::SaveState`].
+    StateSaved(Vec<Section>),
+    /// Answer to [`SourceAction::Resume`].
+    Resumed,
+    /// An action on the guest failed. After a failed pause the guest runs; after a failed resume it stays paused.
+    GuestFailed(String),
+    /// Answer to [`SourceAction::Ask`], or what somebody else learnt; `None` when nobody answered.
+    Outcome(Option<CommitOutcome>),
+    /// Time passed; see [`Source::deadline`].
+    Tick,
+}
+
+/// What the driver does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SourceAction {
+    /// Send a message on the control channel.
+    Send(ToDestination),
+    /// Begin dirty tracking.
+    StartTracking,
+    /// Harvest dirty pages while the guest runs.
+    Harvest,
+    /// Stop all vCPUs.
+    Pause,
+    /// Harvest dirty pages of the paused guest, for the last time.
+    FinalHarvest,
+    /// Read CPU and device state of the paused guest.
+    SaveState,
+    /// Run the guest on here. Tracking ends with it.
+    Resume,
+    /// End dirty tracking of the running guest.
+    StopTracking,
+    /// The guest runs elsewhere: give up this copy for ever and free its RAM.
+    Retire,
+    /// Ask the destination what became of the commit, by whatever way there is.
+    Ask,
+    /// Page channels have work: wake them.
+    Wake,
+    /// Close all channels.
+    HangUp,
+}
+
+/// What a page channel does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Send these pages (appended to the vector given) as frames of this iteration.
+    Pages {
+        /// Which iteration.
+        iteration: u32,
+    },
+    /// Send the hashes of these pages.
+    Hashes {
+        /// Which iteration.
+        iteration: u32,
+    },
+    /// Send an end-of-iteration marker, then call [`Source::marker_sent`].
+    Marker {
+        /// Which iteration.
+        iteration: u32,
+        /// Pages sent on this channel in it.
+        pages: u64,
+    },
+    /// Nothing now: wait to be woken.
+    Wait,
+    /// Nothing before this moment: the bandwidth limit.
+    WaitUntil(Duration),
+    /// There will be nothing more.
+    Ended,
+}
+
+/// What a channel sent of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Pages with payload.
+    pub data_pages: u64,
+    /// Pages found zero.
+    pub zero_pages: u64,
+    /// Payload bytes.
+    pub bytes: u64,
+}
+
+/// The state machine of a migration's source.
+pub struct Source {
+    common: Common,
+    state: State,
+}
+
+enum State {
+    Negotiating(negotiating::Negotiating),
+    Preflight(preflight::Preflight),
+    Precopy(Box<precopy::Precopy>),
+    StopAndCopy(Box<stop_and_copy::StopAndCopy>),
+    Switchover(switchover::Switchover),
+    Indeterminate(indeterminate::Indeterminate),
+    Settling(Box<settling::Settling>),
+    Resuming(resuming::Resuming),
+    Ended(ended::Ended),
+    /// Only while a transition is under way.
+    Moving,
+}
+
+impl Source {
+    /// A source whose channels are about to be opened. `record` has what is known already (id, VM, peer,
+    /// set-up so far); `now` counts from the request, as all times do.
+    #[must_use]
+    pub fn new(
+        config: SourceConfig,
+        record: MigrationRecord,
+        policy: Box<dyn ConvergencePolicy>,
+        now: Duration,
+    ) -> Self {
+        let mut common = Common::new(config, record, policy, now);
+        common.enter(MigrationState::Negotiating);
+        Self { common, state: State::Negotiating(negotiating::Negotiating) }
+    }
+
+    /// Takes in an event.
+    pub fn handle(&mut self, now: Duration, event: SourceEvent) {
+        let common = &mut self.common;
+        common.now = now;
+        if let SourceEvent::Message(message) = &event {
+            common.link.heard(now);
+            if let ToSource::Pong { nonce } = message {
+                common.link.pong(now, *nonce);
+                return;
+            }
+        }
+        self.state = match std::mem::replace(&mut self.state, State::Moving) {
+            State::Negotiating(state) => state.on(common, event),
+            State::Preflight(state) => state.on(common, event),
+            State::Precopy(state) => state.on(common, event),
+            State::StopAndCopy(state) => state.on(common, event),
+            State::Switchover(state) => state.on(common, event),
+            State::Indeterminate(state) => state.on(common, event),
+            State::Settling(state) => state.on(common, event),
+            State::Resuming(state) => state.on(common, event),
+            State::Ended(state) => State::Ended(state),
+            State::Moving => unreachable!("a transition put a state back"),
+        };
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_action(&mut self) -> Option<SourceAction> {
+        self.common.actions.pop_front()
+    }
+
+    /// Work for a page channel; runs are appended to `out`.
+    pub fn next_batch(&mut self, now: Duration, channel: u16, out: &mut Vec<PageRun>) -> Next {
+        let round = match &mut self.state {
+            State::Precopy(state) => state.round_mut(),
+            State::StopAndCopy(state) => state.round_mut(),
+            State::Settling(state) => state.round_mut(),
+            State::Resuming(_) | State::Ended(_) => return Next::Ended,
+            _ => None,
+        };
+        let Some(round) = round else { return Next::Wait };
+        if round.kind == RoundKind::Pages
+            && let Some(at) = self.common.pace.not_before(now)
+        {
+            return Next::WaitUntil(at);
+        }
+        let iteration = round.n;
+        match (round.take(channel, BATCH_PAGES, BATCH_RUNS, out), round.kind) {
+            (Take::Batch, RoundKind::Pages) => Next::Pages { iteration },
+            (Take::Batch, RoundKind::Hashes) => Next::Hashes { iteration },
+            (Take::Marker(pages), _) => Next::Marker { iteration, pages },
+            (Take::Nothing, _) => Next::Wait,
+        }
+    }
+
+    /// A channel handed a batch to the transport.
+    pub fn batch_sent(&mut self, now: Duration, sent: Sent) {
+        self.common.now = now;
+        self.common.account(sent);
+        if let Some(round) = self.round() {
+            round.pages += sent.data_pages + sent.zero_pages;
+            round.zero_pages += sent.zero_pages;
+            round.bytes += sent.bytes;
+        }
+    }
+
+    /// A channel handed its marker to the transport.
+    pub fn marker_sent(&mut self, now: Duration) {
+        self.common.now = now;
+        match &mut self.state {
+            State::StopAndCopy(state) => state.after_marker(&mut self.common),
+            State::Settling(state) => state.after_marker(&mut self.common),
+            _ => {}
+        }
+    }
+
+    fn round(&mut self) -> Option<&mut crate::round::Round> {
+        match &mut self.state {
+            State::Precopy(state) => state.round_mut(),
+            State::StopAndCopy(state) => state.round_mut(),
+            State::Settling(state) => state.round_mut(),
+            _ => None,
+        }
+    }
+
+    /// When to feed [`SourceEvent::Tick`] at the latest; `None` once it has ended.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        let own = match &self.state {
+            State::Ended(_) => return None,
+            State::Indeterminate(state) => return Some(state.deadline()),
+            State::Preflight(state) => Some(state.deadline()),
+            State::Precopy(state) => state.deadline(&self.common),
+            State::StopAndCopy(state) => Some(state.deadline()),
+            State::Settling(state) => state.deadline(),
+            State::Negotiating(_) | State::Switchover(_) | State::Resuming(_) | State::Moving => None,
+        };
+        let link = self.common.link.next_timer();
+        Some(own.map_or(link, |own| own.min(link)))
+    }
+
+    /// Where the migration is.
+    #[must_use]
+    pub fn state(&self) -> MigrationState {
+        self.common.phase
+    }
+
+    /// How it ended: `None` while it goes on.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Result<(), &Failure>> {
+        match &self.state {
+            State::Ended(ended) => Some(ended.result.as_ref().map(|_| ())),
+            _ => None,
+        }
+    }
+
+    /// The record as it stands.
+    #[must_use]
+    pub fn record(&mut self, now: Duration) -> MigrationRecord {
+        let remaining = self.round().map_or(0, |round| round.remaining());
+        self.common.snapshot(now, remaining)
+    }
+
+    /// Whether somebody may still cancel.
+    #[must_use]
+    pub fn cancellable(&self) -> bool {
+        matches!(
+            self.state,
+            State::Negotiating(_) | State::Preflight(_) | State::Precopy(_) | State::StopAndCopy(_)
+        )
+    }
+
+    /// Records what the transport sent and received so far, in bytes.
+    pub fn set_wire_bytes(&mut self, sent: u64, received: u64) {
+        self.common.record.wire_bytes.sent = sent;
+        self.common.record.wire_bytes.received = received;
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("state", &self.common.phase).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,183 @@
+use std::time::Duration;
+
+use migrated_pages::PageSet;
+use migrated_wire::ToSource;
+
+use super::common::Common;
+use super::stop_and_copy::StopAndCopy;
+use super::{FailureCode, SourceAction, SourceEvent, State};
+use crate::policy::{Observation, Step};
+use crate::record::OnTimeout;
+use crate::round::{Round, RoundKind};
+
+/// Assumed before anything was measured: 1 Gbit/s.
+const RATE_GUESS: f64 = 125e6;
+/// A round with less payload says nothing about the link's rate.
+const RATE_SAMPLE_MIN: u64 = 1 << 20;
+/// Stopping and starting vCPU threads, on both hosts together.
+const KICKS: Duration = Duration::from_micros(500);
+
+/// Rounds over RAM while the guest runs.
+pub(super) struct Precopy {
+    round: Round,
+    doing: Doing,
+    /// When the destination acknowledged the round.
+    acked_at: Duration,
+    /// When dirty pages were harvested last.
+    harvested_at: Duration,
+    /// What the last harvest took.
+    harvest: Duration,
+    /// What handling the state will take the destination.
+    rehearsal: Duration,
+    rate: f64,
+    /// Pages of a round that the timeout cut short.
+    leftover: Option<PageSet>,
+}
+
+enum Doing {
+    Sending,
+    Harvesting,
+    Pausing { residual: PageSet, called_at: Duration },
+}
+
+impl Precopy {
+    pub(super) fn begin(common: &mut Common, pages: PageSet, rehearsal: Duration) -> Self {
+        common.act(SourceAction::Wake);
+        let rate = common.config.limits.bandwidth_bps.map_or(RATE_GUESS, |bits| bits as f64 / 8.0);
+        Self {
+            round: Round::new(RoundKind::Pages, 1, pages, common.config.channels, common.now),
+            doing: Doing::Sending,
+            acked_at: common.now,
+            harvested_at: common.now,
+            harvest: Duration::ZERO,
+            rehearsal,
+            rate,
+            leftover: None,
+        }
+    }
+
+    pub(super) fn round_mut(&mut self) -> Option<&mut Round> {
+        matches!(self.doing, Doing::Sending).then_some(&mut self.round)
+    }
+
+    pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: SourceEvent) -> State {
+        match (event, std::mem::replace(&mut self.doing, Doing::Sending)) {
+            (SourceEvent::Message(ToSource::IterationDone { iteration, pages }), Doing::Sending)
+                if iteration == self.round.n =>
+            {
+                if pages != self.round.handed_out() || !self.round.all_marked() {
+                    return common.miscounted(&self.round, pages);
+                }
+                self.acked_at = common.now;
+                self.doing = Doing::Harvesting;
+                common.act(SourceAction::Harvest);
+                State::Precopy(self)
+            }
+            (SourceEvent::Harvested { dirty, took }, Doing::Harvesting) => {
+                self.harvest = took;
+                self.decide(common, dirty)
+            }
+            (SourceEvent::Paused, Doing::Pausing { residual, called_at }) => {
+                StopAndCopy::begin(common, self.round.n + 1, residual, called_at, self.rate)
+            }
+            (SourceEvent::Tick, Doing::Sending) if self.is_overdue(common) => self.cut_short(common),
+            (event, doing) => match common.common_failure(&event) {
+                Some(failure) => common.fail_running(failure),
+                None => {
+                    self.doing = doing;
+                    State::Precopy(self)
+                }
+            },
+        }
+    }
+
+    /// When the timeout will have to be acted on.
+    pub(super) fn deadline(&self, common: &Common) -> Option<Duration> {
+        self.leftover.is_none().then_some(common.config.limits.timeout)
+    }
+
+    fn is_overdue(&self, common: &Common) -> bool {
+        common.now >= common.config.limits.timeout && self.leftover.is_none()
+    }
+
+    /// The timeout came in the middle of a round. `cancel` ends here; `stop` ends the round as it is and
+    /// keeps what it did not send.
+    fn cut_short(mut self: Box<Self>, common: &mut Common) -> State {
+        let timeout = common.config.limits.timeout;
+        match common.config.limits.on_timeout {
+            OnTimeout::Cancel => {
+                let text = format!(
+                    "pre-copy did not finish within {timeout:?}; raise --timeout or use --on-timeout stop"
+                );
+                let failure = common.failure(FailureCode::NotConverged, text);
+                common.fail_running(failure)
+            }
+            OnTimeout::Stop => {
+                common.decide("cut_round_short", format!("the timeout of {timeout:?} is over"));
+                self.leftover = Some(self.round.cut_short(common.no_pages()));
+                common.act(SourceAction::Wake);
+                if let Some(failure) = common.watch() {
+                    return common.fail_running(failure);
+                }
+                State::Precopy(self)
+            }
+        }
+    }
+
+    fn decide(mut self: Box<Self>, common: &mut Common, mut dirty: PageSet) -> State {
+        let seconds = self.acked_at.saturating_sub(self.round.started).as_secs_f64();
+        if self.round.bytes >= RATE_SAMPLE_MIN && seconds > 0.0 {
+            self.rate = self.round.bytes as f64 / seconds;
+        }
+        let dirtied = dirty.len();
+        let since = std::mem::replace(&mut self.harvested_at, common.now);
+        common.note_iteration(&self.round, dirtied, since);
+        if let Some(leftover) = self.leftover.take() {
+            dirty.union(&leftover);
+        }
+        let seen = self.observe(common, &dirty, dirtied, since);
+        common.record.expected_downtime_us = Some(seen.expected_downtime().as_secs_f64() * 1e6);
+        let verdict = common.policy.decide(&common.config.limits, &seen);
+        match verdict.step {
+            Step::Iterate => {
+                common.decide("iterate", verdict.reason);
+                common.act(SourceAction::Wake);
+                let n = self.round.n + 1;
+                self.round = Round::new(RoundKind::Pages, n, dirty, common.config.channels, common.now);
+                self.doing = Doing::Sending;
+                State::Precopy(self)
+            }
+            Step::Stop => {
+                common.decide("stop_and_copy", verdict.reason);
+                common.act(SourceAction::Pause);
+                self.doing = Doing::Pausing { residual: dirty, called_at: common.now };
+                State::Precopy(self)
+            }
+            Step::GiveUp => {
+                common.decide("give_up", verdict.reason.clone());
+                let failure = common.failure(FailureCode::NotConverged, verdict.reason);
+                common.fail_running(failure)
+            }
+        }
+    }
+
+    fn observe(&self, common: &Common, dirty: &PageSet, dirtied: u64, since: Duration) -> Observation {
+        // The first round is all of RAM, whose zero pages say nothing about the dirty ones.
+        let bytes_per_page = match self.round.pages {
+            pages if self.round.n > 1 && pages > 0 => self.round.bytes as f64 / pages as f64,
+            _ => migrated_pages::PAGE_SIZE as f64,
+        };
+        let seconds = common.now.saturating_sub(since).as_secs_f64();
+        let rtt = common.link.rtt.unwrap_or_default();
+        Observation {
+            round: self.round.n,
+            elapsed: common.now,
+            residual_pages: dirty.len(),
+            residual_bytes: (dirty.len() as f64 * bytes_per_page) as u64,
+            rate: self.rate,
+            dirty_pages_per_second: if seconds > 0.0 { dirtied as f64 / seconds } else { 0.0 },
+            // Two round trips: the last pages and state until ready, the commit until its ack.
+            fixed: KICKS + self.harvest + self.rehearsal + rtt * 2,
+        }
+    }
+}

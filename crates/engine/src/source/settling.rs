@@ -1,0 +1,112 @@
+use std::time::Duration;
+
+use migrated_pages::PageSet;
+use migrated_wire::{ToDestination, ToSource, VerifyWhen};
+
+use super::common::Common;
+use super::stop_and_copy::Marks;
+use super::{SourceAction, SourceEvent, State};
+use crate::limits::SUMMARY_TIMEOUT;
+use crate::record::{MigrationState, Verified, Verify};
+use crate::round::{Round, RoundKind};
+
+/// The guest runs at the destination. The source's copy is history: at once when nothing is to be
+/// compared, after the comparison with `verify: after`, for which its frozen RAM is kept.
+pub(super) struct Settling {
+    /// Hashes on their way; `None` when nothing is compared (any more).
+    hashes: Option<Round>,
+    verified: bool,
+    summary: bool,
+    /// When to stop waiting for the summary.
+    deadline: Option<Duration>,
+}
+
+impl Settling {
+    pub(super) fn begin(common: &mut Common, marks: Marks, next_round: u32) -> State {
+        common.record.downtime_us = marks.downtime(common.now);
+        common.decide(
+            "completed",
+            format!("the guest runs at {}, {:.2} ms after the call to pause", common.config.peer, {
+                common.now.saturating_sub(marks.called()).as_secs_f64() * 1e3
+            }),
+        );
+        common.enter(MigrationState::Settling);
+        let compare = common.config.verify == VerifyWhen::After;
+        let hashes = compare.then(|| {
+            let all = PageSet::full(&common.config.identity.layout);
+            Round::new(RoundKind::Hashes, next_round, all, common.config.channels, common.now)
+        });
+        if compare {
+            common.act(SourceAction::Wake);
+        } else {
+            common.release();
+        }
+        let deadline = (!compare).then(|| common.now + SUMMARY_TIMEOUT);
+        State::Settling(Box::new(Self { hashes, verified: !compare, summary: false, deadline }))
+    }
+
+    pub(super) const fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    pub(super) fn round_mut(&mut self) -> Option<&mut Round> {
+        self.hashes.as_mut()
+    }
+
+    /// A channel handed its marker to the transport.
+    pub(super) fn after_marker(&mut self, common: &mut Common) {
+        if let Some(round) = self.hashes.take_if(|round| round.all_marked()) {
+            common.send(ToDestination::HashesSent { pages: round.handed_out() });
+        }
+    }
+
+    pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: SourceEvent) -> State {
+        match event {
+            SourceEvent::Message(ToSource::Summary { wire_received, guest_gap_us }) => {
+                common.record.guest_gap_us = guest_gap_us.map(|us| us as f64);
+                common.progress(format!("summary with {wire_received} bytes received"));
+                self.summary = true;
+            }
+            SourceEvent::Message(ToSource::Verified { pages, mismatches, detail }) if !self.verified => {
+                common.record.verified = Some(Verified { method: Verify::After, pages, mismatches });
+                if mismatches != 0 {
+                    common.decide("memory_differs", detail);
+                }
+                self.verified = true;
+                self.deadline = Some(common.now + SUMMARY_TIMEOUT);
+                common.release();
+            }
+            SourceEvent::LinkLost(reason) | SourceEvent::PeerMisbehaved(reason) => {
+                return self.part_early(common, &reason);
+            }
+            SourceEvent::Tick => {
+                if self.deadline.is_some_and(|deadline| common.now >= deadline) {
+                    return self.part_early(common, "the destination sent no summary");
+                }
+                if let Some(failure) = common.watch() {
+                    return self.part_early(common, &failure.message);
+                }
+            }
+            SourceEvent::Cancel => {
+                common.decide("cancel_refused", "the guest runs at the destination");
+            }
+            _ => {}
+        }
+        if self.summary && self.verified {
+            common.send(ToDestination::Goodbye);
+            return common.end(Ok(()));
+        }
+        State::Settling(self)
+    }
+
+    /// The guest has moved, whatever else was still to be said.
+    fn part_early(self: Box<Self>, common: &mut Common, reason: &str) -> State {
+        if !self.verified {
+            common.decide("verification_skipped", format!("the comparison did not finish: {reason}"));
+            common.release();
+        } else {
+            common.decide("summary_skipped", reason);
+        }
+        common.end(Ok(()))
+    }
+}
