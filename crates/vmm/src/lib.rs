@@ -1,1 +1,4 @@
 //! `migrated-vmm`.
+
+pub mod boot;
+pub mod workload;
