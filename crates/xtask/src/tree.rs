@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 /// Folders that hold the project's Rust code.
 const CODE: [&str; 3] = ["crates", "transports", "fuzz"];
 
-/// The tree that this xtask was built from.
+/// The project's tree.
 pub struct Tree {
     root: PathBuf,
 }
@@ -23,15 +23,12 @@ pub struct Source {
 }
 
 impl Tree {
-    /// The tree that holds this crate's manifest.
+    /// The tree that `cargo xtask` was called in. Asked at run time, since a target folder that two copies
+    /// of the tree share may hold the other's binary.
     pub fn here() -> anyhow::Result<Self> {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let root = manifest.ancestors().nth(2).context("crates/xtask is not two folders below the root")?;
-        ensure!(
-            root.join("Cargo.lock").is_file(),
-            "{}: not the workspace; rebuild xtask there",
-            root.display()
-        );
+        let manifest = std::env::var_os("CARGO_MANIFEST_DIR").context("run this as `cargo xtask`")?;
+        let root = Path::new(&manifest).ancestors().nth(2).context("crates/xtask is not below the root")?;
+        ensure!(root.join("Cargo.lock").is_file(), "{}: not the workspace", root.display());
         Ok(Self { root: root.to_owned() })
     }
 
