@@ -19,7 +19,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 pub use params::{Content, KEYS, Params as WorkloadParams, Pattern, Rate};
-pub use read::{FirstError, Gap, Totals, VcpuCounters, VcpuStatus, WorkloadCounters, read};
+pub use read::{ErrorCounts, FirstError, Gap, Totals, VcpuCounters, VcpuStatus, WorkloadCounters, read};
 
 use layout::{ARENA_BASE, Arena, Plan};
 use params::{BadWord, PAGE_SIZE, Problem};

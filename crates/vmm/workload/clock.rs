@@ -7,7 +7,6 @@ use crate::vcpu::counter;
 /// One vCPU's watch.
 pub struct Clock {
     index: u64,
-    last: u64,
     longest: u64,
     /// Shortest gap that is recorded.
     floor: u64,
@@ -18,15 +17,16 @@ pub struct Clock {
 impl Clock {
     /// A watch that starts now.
     pub fn new(index: u64, tsc_khz: u64, now: u64) -> Self {
-        Self { index, last: now, longest: 0, floor: tsc_khz * GAP_FLOOR_US / 1000, trigger: 0 }
+        store(counter(index, vcpu::TSC), now);
+        Self { index, longest: 0, floor: tsc_khz * GAP_FLOOR_US / 1000, trigger: 0 }
     }
 
     /// Takes note of the time. Says whether the TSC went backward, so that nobody waits for what was planned.
     #[inline]
     pub fn observe(&mut self, now: u64) -> bool {
-        let gap = now.wrapping_sub(self.last);
-        self.last = now;
-        store(counter(self.index, vcpu::TSC), now);
+        let last = counter(self.index, vcpu::TSC);
+        let gap = now.wrapping_sub(load(last));
+        store(last, now);
         // A step backward is a huge gap here.
         gap > self.trigger && self.record(gap, now)
     }

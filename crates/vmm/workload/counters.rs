@@ -49,7 +49,7 @@ pub mod vcpu {
     pub const STATUS: u64 = 0;
     /// Counts rounds of the loop (and pages while filling): stands still when the vCPU does.
     pub const HEARTBEAT: u64 = 1;
-    /// TSC of the last round.
+    /// TSC of the last round, which the next is measured from.
     pub const TSC: u64 = 2;
     /// Passes over the vCPU's share of the working set: as many accesses as it has pages.
     pub const PASSES: u64 = 3;
@@ -85,6 +85,8 @@ pub mod vcpu {
     pub const FILL_BEGAN: u64 = 18;
     /// TSC when it had filled.
     pub const FILL_ENDED: u64 = 19;
+    /// Errors of each kind: this word plus one of [`error`](super::error).
+    pub const ERRORS_OF_KIND: u64 = 20;
     /// Gaps on the stack.
     pub const GAPS: u64 = 31;
     /// The stack, from the longest: a gap's length in ticks, then the TSC at its end.

@@ -1,9 +1,9 @@
 //! A vCPU's loop: looks at the clock, accesses a page when one is due, checks a page when one is due.
 //!
 //! Each vCPU owns a share of the working set and of the fill; nobody else touches it. Beside the pages
-//! it checks itself: the sum of its share's generations, which the checker adds up as it walks, must
-//! be the number of its writes, kept on its stack and in its counters' page. So to go back in time
-//! unnoticed a page would have to take the table of generations, the counters and the stack along.
+//! it checks its books: the sum of its share's generations, which the checker adds up as it walks, must
+//! be the number of its writes, and each counter must hold what it last held, both by its own stack. So to go
+//! back in time unnoticed a page would have to take the table of generations, the counters and the stack along.
 
 use crate::clock::Clock;
 use crate::counters::{error, status, vcpu};
@@ -83,9 +83,13 @@ struct Vcpu {
     next: u64,
     /// Accesses in this pass.
     accesses: u64,
+    // What the counters of these names must hold.
+    heartbeat: u64,
+    passes: u64,
     written: u64,
     read: u64,
-    heartbeat: u64,
+    walks: u64,
+    checked: u64,
     /// What the generations should add up to.
     expected_sum: u64,
     /// What they add up to in the part that the checker has passed.
@@ -107,9 +111,12 @@ pub fn run(index: u64, setup: &'static Setup) -> ! {
         random: Random(seed ^ (index << 32)),
         next: 0,
         accesses: 0,
+        heartbeat: 0,
+        passes: 0,
         written: 0,
         read: 0,
-        heartbeat: 0,
+        walks: 0,
+        checked: 0,
         expected_sum: 0,
         walked_sum: 0,
         walk: 0,
@@ -143,8 +150,19 @@ impl Vcpu {
     }
 
     fn beat(&mut self) {
-        self.heartbeat += 1;
-        store(self.counter(vcpu::HEARTBEAT), self.heartbeat);
+        self.heartbeat = self.count(vcpu::HEARTBEAT, self.heartbeat);
+    }
+
+    /// Counts one up in a word that must hold `expected`.
+    #[inline]
+    fn count(&self, word: u64, expected: u64) -> u64 {
+        let address = self.counter(word);
+        let found = load(address);
+        if found != expected {
+            self.error(error::COUNTERS, Mismatch { address, expected, found });
+        }
+        store(address, expected + 1);
+        expected + 1
     }
 
     /// Fills the whole share and sets all generations to 0.
@@ -196,8 +214,7 @@ impl Vcpu {
         }
         let readonly = self.setup.params.readonly;
         if readonly > 0 && self.random.below(100) < readonly {
-            self.read += 1;
-            store(self.counter(vcpu::PAGES_READ), self.read);
+            self.read = self.count(vcpu::PAGES_READ, self.read);
         } else {
             self.pages.write(address, page, generation + 1);
             store(table, generation + 1);
@@ -206,18 +223,12 @@ impl Vcpu {
         self.accesses += 1;
         if self.accesses == self.hot.count {
             self.accesses = 0;
-            store(self.counter(vcpu::PASSES), load(self.counter(vcpu::PASSES)) + 1);
+            self.passes = self.count(vcpu::PASSES, self.passes);
         }
     }
 
     fn count_write(&mut self, slot: u64) {
-        let counter = self.counter(vcpu::PAGES_WRITTEN);
-        let found = load(counter);
-        if found != self.written {
-            self.error(error::COUNTERS, Mismatch { address: counter, expected: self.written, found });
-        }
-        self.written += 1;
-        store(counter, self.written);
+        self.written = self.count(vcpu::PAGES_WRITTEN, self.written);
         self.expected_sum += 1;
         if slot < self.walk {
             self.walked_sum += 1;
@@ -241,9 +252,9 @@ impl Vcpu {
         if self.walk == self.hot.count + self.fill.count {
             self.walk = 0;
             self.walked_sum = 0;
-            store(self.counter(vcpu::CHECKER_PASSES), load(self.counter(vcpu::CHECKER_PASSES)) + 1);
+            self.walks = self.count(vcpu::CHECKER_PASSES, self.walks);
         }
-        store(self.counter(vcpu::CHECKER_PAGES), load(self.counter(vcpu::CHECKER_PAGES)) + 1);
+        self.checked = self.count(vcpu::CHECKER_PAGES, self.checked);
     }
 
     fn check_page(&mut self, kind: u64, page: u64, generation: u64) {
@@ -268,10 +279,12 @@ impl Vcpu {
     }
 
     #[cold]
-    fn error(&mut self, kind: u64, mismatch: Mismatch) {
+    fn error(&self, kind: u64, mismatch: Mismatch) {
         let Mismatch { address, expected, found } = mismatch;
         let errors = load(self.counter(vcpu::ERRORS)) + 1;
         store(self.counter(vcpu::ERRORS), errors);
+        let of_kind = self.counter(vcpu::ERRORS_OF_KIND + kind);
+        store(of_kind, load(of_kind) + 1);
         if errors == 1 {
             store(self.counter(vcpu::FIRST_ERROR_ADDRESS), address);
             store(self.counter(vcpu::FIRST_ERROR_EXPECTED), expected);

@@ -76,6 +76,8 @@ pub struct VcpuCounters {
     pub checker_pages: u64,
     /// Errors found.
     pub errors: u64,
+    /// The same by what they are about.
+    pub errors_of_kind: ErrorCounts,
     /// The first of them.
     pub first_error: Option<FirstError>,
     /// Longest time between two rounds, in µs.
@@ -109,6 +111,19 @@ pub enum VcpuStatus {
     },
 }
 
+/// Errors found, by what they are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorCounts {
+    /// A page of the working set did not hold what was last written to it.
+    pub hot: u64,
+    /// A page of the fill did not hold what was filled in.
+    pub fill: u64,
+    /// The generations of the pages did not add up to the number of writes.
+    pub generations: u64,
+    /// A counter did not hold what was last written to it.
+    pub counters: u64,
+}
+
 /// The first error that a vCPU found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FirstError {
@@ -133,7 +148,8 @@ pub struct Gap {
 
 impl WorkloadCounters {
     /// The longest gap of any vCPU that ended after the TSC read `tsc`, in µs; 0 when none exceeded 20 µs. A pause
-    /// that still lasts is not seen before the vCPU runs again.
+    /// is seen when the heartbeat of each vCPU is 2 ahead of what it was in the pause: it may stop a vCPU in a round
+    /// that has looked at the clock already.
     #[must_use]
     pub fn gap_since(&self, tsc: u64) -> u64 {
         self.vcpus.iter().map(|vcpu| vcpu.gap_since(tsc)).max().unwrap_or(0)
@@ -243,6 +259,12 @@ fn read_vcpu(memory: &GuestMemoryMmap<()>, index: u64, tsc_khz: u64) -> Option<V
         checker_passes: at(vcpu::CHECKER_PASSES)?,
         checker_pages: at(vcpu::CHECKER_PAGES)?,
         errors: at(vcpu::ERRORS)?,
+        errors_of_kind: ErrorCounts {
+            hot: at(vcpu::ERRORS_OF_KIND + error::HOT)?,
+            fill: at(vcpu::ERRORS_OF_KIND + error::FILL)?,
+            generations: at(vcpu::ERRORS_OF_KIND + error::GENERATIONS)?,
+            counters: at(vcpu::ERRORS_OF_KIND + error::COUNTERS)?,
+        },
         first_error,
         longest_gap_us: us(at(vcpu::LONGEST_GAP)?),
         tsc_backward_steps: at(vcpu::BACKWARD_STEPS)?,

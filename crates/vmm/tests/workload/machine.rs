@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_msr_entry, Msrs};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_mp_state};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use migrated_kernel::MemorySlots;
 use migrated_vmm::boot::{BootPlan, load_workload};
@@ -16,7 +16,6 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// Long enough for the slowest machine; nothing waits this long when all is well.
 const PATIENCE: Duration = Duration::from_secs(60);
-const MSR_IA32_TSC: u32 = 0x10;
 const SERIAL: u16 = 0x3f8;
 
 pub struct Machine {
@@ -99,14 +98,49 @@ impl Machine {
 
     /// Stops all vCPUs.
     pub fn stop(&mut self) {
+        for vcpu in self.join() {
+            self.stopped.push(vcpu.expect("a vCPU's thread does not panic"));
+        }
+    }
+
+    fn join(&mut self) -> Vec<thread::Result<VcpuFd>> {
         self.stop.store(true, Ordering::SeqCst);
-        for thread in self.running.drain(..) {
+        let join = |thread: JoinHandle<VcpuFd>| {
             // The signal may come just before KVM_RUN and be lost on it: once more, until the thread ends.
             while !thread.is_finished() {
                 thread.kill(SIGRTMIN()).unwrap();
                 thread::yield_now();
             }
-            self.stopped.push(thread.join().unwrap());
+            thread.join()
+        };
+        self.running.drain(..).map(join).collect()
+    }
+
+    /// Stops a single vCPU that writes its `pages` one after the other, at a moment when it is not at work on page `slot`.
+    pub fn stop_outside(&mut self, slot: u64, pages: u64) -> WorkloadCounters {
+        loop {
+            self.stop();
+            let counters = self.counters().unwrap();
+            if counters.total.pages_written % pages != slot {
+                return counters;
+            }
+            self.run();
+        }
+    }
+
+    /// Sets the instruction pointer of a stopped vCPU.
+    pub fn set_rip(&self, vcpu: usize, rip: u64) {
+        let mut regs = self.stopped[vcpu].get_regs().unwrap();
+        regs.rip = rip;
+        self.stopped[vcpu].set_regs(&regs).unwrap();
+    }
+
+    /// Waits until the guest has printed `text`.
+    pub fn wait_console(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.console().contains(text) {
+            assert!(Instant::now() < deadline, "no {text:?} in {}", self.console());
+            thread::yield_now();
         }
     }
 
@@ -136,15 +170,6 @@ impl Machine {
         self.wait("running vCPUs", |counters| counters.total.running == vcpus)
     }
 
-    /// Adds to the TSC of a stopped vCPU.
-    pub fn shift_tsc(&mut self, vcpu: usize, ticks: i64) {
-        let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index: MSR_IA32_TSC, ..Default::default() }]).unwrap();
-        assert_eq!(self.stopped[vcpu].get_msrs(&mut msrs).unwrap(), 1);
-        let entry = &mut msrs.as_mut_slice()[0];
-        entry.data = entry.data.wrapping_add_signed(ticks);
-        assert_eq!(self.stopped[vcpu].set_msrs(&msrs).unwrap(), 1);
-    }
-
     pub fn load(&self, address: u64) -> u64 {
         self.memory.read_obj(GuestAddress(address)).unwrap()
     }
@@ -166,9 +191,8 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if !thread::panicking() {
-            self.stop();
-        }
+        // The memory must outlive the guest's run.
+        let _ = self.join();
     }
 }
 
