@@ -4,13 +4,17 @@
 //! [`MemorySlots`] owns a VM's memory slots and reads and clears their dirty log; [`DirtyRingVm`] and
 //! [`DirtyRing`] are KVM's other way of saying which pages were written.
 
+mod advice;
 mod dirty_log;
 mod dirty_ring;
 mod error;
 mod memory_slots;
+mod vcpu_state;
 
+pub use advice::{MemoryAdvice, advise};
 pub use dirty_log::{ManualProtect, PAGES_PER_WORD};
 pub use dirty_ring::{DirtyGfn, DirtyRing, DirtyRingVm};
 pub use error::KvmError;
 pub use kvm_ioctls::{VcpuFd, VmFd};
 pub use memory_slots::{MemorySlot, MemorySlots};
+pub use vcpu_state::{get_sregs2, get_xsave, set_sregs2, set_xsave, xsave_size};

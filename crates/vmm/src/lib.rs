@@ -1,4 +1,31 @@
-//! `migrated-vmm`.
+//! The KVM guest: RAM, vCPU threads, boot, devices, and its state as a migration needs it.
+//!
+//! A [`Vm`] is made by [`Vm::create`] or arrives through [`Vm::incoming`]; [`Vm::outgoing`] hands it to a
+//! migration. `memory` says where RAM lies, `vcpu` runs guest code once `gate` lets it, `ports` and
+//! `serial` answer its I/O, `state` turns all of it into sections and back.
 
 pub mod boot;
+mod config;
+mod console;
+mod cpu;
+mod error;
+mod gate;
+mod host;
+mod machine;
+mod memory;
+mod migrate;
+mod ports;
+mod serial;
+mod state;
+mod vcpu;
 pub mod workload;
+
+pub use config::{MemoryBacking, VmConfig};
+pub use console::{CONSOLE_CAPACITY, Console};
+pub use cpu::{CpuError, CpuModel, DroppedBits, TSC_TOLERANCE_PPM};
+pub use error::VmmError;
+pub use gate::{GuestEnd, RunState};
+pub use host::HostKvm;
+pub use machine::{BootContext, Vm};
+pub use memory::{HIGH_RAM_START, LOW_RAM_END, MemoryError, RAM_GRANULE};
+pub use migrate::{ClaimError, IncomingVm, PausedVm, RunningVm};

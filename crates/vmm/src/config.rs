@@ -1,0 +1,55 @@
+use std::fs::File;
+
+use migrated_guest::TrackerKind;
+
+use crate::CpuModel;
+
+/// What a VM is made of.
+#[derive(Debug)]
+pub struct VmConfig {
+    /// Name for logs and threads.
+    pub name: String,
+    /// Guest RAM in bytes, a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// What backs the RAM on the host.
+    pub backing: MemoryBacking,
+    /// Touch all RAM at creation, in parallel, so that no first-touch cost falls into the guest's time.
+    pub prefault: bool,
+    /// How written pages are found during a migration; fixed when the VM is made.
+    pub tracking: TrackerKind,
+    /// The CPU that the guest sees: a migration's source's, or `None` for what this host's KVM offers.
+    pub cpu: Option<CpuModel>,
+    /// File that the console's last bytes are kept in, so that they outlive this process.
+    pub console: Option<File>,
+}
+
+impl VmConfig {
+    /// A VM of one vCPU and `memory_bytes` of RAM, everything else as it comes.
+    #[must_use]
+    pub fn new(name: impl Into<String>, memory_bytes: u64) -> Self {
+        Self {
+            name: name.into(),
+            memory_bytes,
+            vcpus: 1,
+            backing: MemoryBacking::default(),
+            prefault: false,
+            tracking: TrackerKind::default(),
+            cpu: None,
+            console: None,
+        }
+    }
+}
+
+/// What backs guest RAM on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryBacking {
+    /// 4 KiB pages of a memfd.
+    #[default]
+    Memfd,
+    /// Transparent huge pages: of a memfd where the host allows them there, else of anonymous memory.
+    Thp,
+    /// 2 MiB pages of hugetlbfs, which the host must have reserved.
+    Hugetlb2m,
+}

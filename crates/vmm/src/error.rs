@@ -1,0 +1,101 @@
+use std::io;
+
+use migrated_guest::GuestError;
+use migrated_kernel::KvmError;
+use thiserror::Error;
+
+use crate::boot::BootError;
+use crate::cpu::CpuError;
+use crate::memory::MemoryError;
+
+/// Why a VM could not be made. The text says what a person would do next.
+#[derive(Debug, Error)]
+pub enum VmmError {
+    /// The host has no KVM.
+    #[error(
+        "{path} does not exist: load the kvm_intel or kvm_amd module, enable virtualization in the \
+         firmware, or pass the device into this container"
+    )]
+    NoKvm {
+        /// The device that was looked for.
+        path: String,
+    },
+    /// The device is there and may not be opened.
+    #[error("no permission to open {path}: add this user to the group that owns it (kvm), or run as root")]
+    KvmPermission {
+        /// The device.
+        path: String,
+    },
+    /// KVM speaks another version of its API.
+    #[error("KVM's API version is {found}, this program needs {needed}; a kernel from 2007 on has it")]
+    KvmApi {
+        /// What KVM said.
+        found: i32,
+        /// What is needed.
+        needed: u32,
+    },
+    /// KVM lacks something that no guest can do without.
+    #[error("KVM has no {capability} here; {advice}")]
+    Unsupported {
+        /// The capability, as KVM's API names it.
+        capability: &'static str,
+        /// What to do about it.
+        advice: &'static str,
+    },
+    /// A number of vCPUs that KVM can't run.
+    #[error("{wanted} vCPUs asked for; KVM here runs 1 to {max} in a VM")]
+    Vcpus {
+        /// What was asked for.
+        wanted: u32,
+        /// KVM's limit (KVM_CAP_MAX_VCPUS).
+        max: u32,
+    },
+    /// The RAM can't be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The CPU can't be had.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// The console's file can't be used.
+    #[error("the console's file can't be used: {0}; it must be a regular file on a file system with room")]
+    Console(#[source] io::Error),
+    /// What boots could not be loaded.
+    #[error("the guest can't boot: {0}")]
+    Boot(#[from] BootError),
+    /// KVM can't track written pages as asked for.
+    #[error(transparent)]
+    Tracking(#[from] GuestError),
+    /// KVM refused a call.
+    #[error("{operation} failed: {source}")]
+    Kvm {
+        /// What was tried, in KVM's words.
+        operation: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM refused a call, and what that means is known.
+    #[error(transparent)]
+    Kernel(#[from] KvmError),
+    /// A vCPU's thread could not be started.
+    #[error("a vCPU's thread could not be started: {0}; raise the limit of threads (ulimit -u, pids.max)")]
+    Thread(#[source] io::Error),
+}
+
+/// Names the KVM call that failed.
+pub(crate) trait KvmContext<T> {
+    /// As an error of making a VM.
+    fn vmm(self, operation: &'static str) -> Result<T, VmmError>;
+    /// As an error of a VM that exists.
+    fn guest(self, operation: &str) -> Result<T, GuestError>;
+}
+
+impl<T> KvmContext<T> for Result<T, kvm_ioctls::Error> {
+    fn vmm(self, operation: &'static str) -> Result<T, VmmError> {
+        self.map_err(|error| VmmError::Kvm { operation, source: error.into() })
+    }
+
+    fn guest(self, operation: &str) -> Result<T, GuestError> {
+        self.map_err(|error| GuestError::Kernel { operation: operation.into(), source: error.into() })
+    }
+}

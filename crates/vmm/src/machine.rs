@@ -1,0 +1,271 @@
+//! A VM: RAM, vCPUs and devices put together.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use migrated_guest::{
+    AttachedTracker, DEFAULT_RING_ENTRIES, DirtyTracker, DirtyTracking, GuestError, GuestRam, SectionId,
+    VmmWrites,
+};
+use migrated_kernel::MemorySlots;
+use parking_lot::Mutex;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+use crate::boot::{BootError, BootPlan};
+use crate::cpu::{CpuError, CpuModel};
+use crate::error::KvmContext;
+use crate::gate::{Gate, GuestEnd, RunState};
+use crate::migrate::{ClaimError, IncomingVm, RunningVm};
+use crate::ports::Ports;
+use crate::serial::SerialPort;
+use crate::state::{self, Features, Hardware};
+use crate::vcpu::{self, Kicker, Vcpu};
+use crate::{Console, HostKvm, VmConfig, VmmError, host, memory};
+
+/// A VM. Cheap to clone: all clones are the same, and the last one dropped ends it.
+#[derive(Clone)]
+pub struct Vm {
+    pub(crate) machine: Arc<Machine>,
+}
+
+/// What is there once for each VM.
+pub(crate) struct Machine {
+    name: String,
+    pub(crate) hardware: Hardware,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) ram: GuestRam,
+    pub(crate) tracker: Mutex<Box<dyn DirtyTracker>>,
+    /// Whether a migration has the VM.
+    pub(crate) claimed: Mutex<bool>,
+    vmm_writes: VmmWrites,
+    console: Arc<Console>,
+    cpu: CpuModel,
+    /// After the vCPUs and the tracker, which use the memory.
+    _slots: Arc<MemorySlots>,
+}
+
+/// What a loader must know of the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootContext {
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Frequency of the guest's TSC in kHz.
+    pub tsc_khz: u32,
+}
+
+impl fmt::Debug for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm").field("name", &self.machine.name).field("state", &self.run_state()).finish()
+    }
+}
+
+impl Vm {
+    /// Makes a VM, lets `load` fill its RAM, which is all zero, and runs it.
+    ///
+    /// # Errors
+    /// [`VmmError`] says what the host or the guest's image lacks.
+    pub fn create(
+        config: VmConfig,
+        load: impl FnOnce(&GuestMemoryMmap<()>, BootContext) -> Result<BootPlan, BootError>,
+    ) -> Result<Self, VmmError> {
+        let machine = Machine::build(config)?;
+        let vcpus = machine.hardware.vcpus.len() as u32;
+        let plan = load(machine.ram.memory(), BootContext { vcpus, tsc_khz: machine.cpu.tsc_khz })?;
+        for (index, vcpu) in (0..).zip(&machine.hardware.vcpus) {
+            apply(&plan, index, &vcpu.lock())?;
+        }
+        machine.gate.start()?;
+        Ok(Self { machine: Arc::new(machine) })
+    }
+
+    /// Makes an empty VM for a guest that comes from elsewhere. `config` should carry its CPU model.
+    ///
+    /// # Errors
+    /// [`VmmError`] says what the host lacks.
+    pub fn incoming(config: VmConfig) -> Result<IncomingVm, VmmError> {
+        Ok(IncomingVm::new(Self { machine: Arc::new(Machine::build(config)?) }))
+    }
+
+    /// Takes the VM for a migration to another host; for no two at once.
+    ///
+    /// # Errors
+    /// [`ClaimError`] when a migration has it, or the guest has ended or is elsewhere.
+    pub fn outgoing(&self) -> Result<RunningVm, ClaimError> {
+        RunningVm::claim(self)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.machine.name
+    }
+
+    /// What it is doing.
+    #[must_use]
+    pub fn run_state(&self) -> RunState {
+        self.machine.gate.run_state()
+    }
+
+    /// Stops the guest for its owner, until [`Vm::resume`]. During a migration the guest stays paused
+    /// wherever it ends up, if its state has not been saved yet.
+    ///
+    /// # Errors
+    /// [`GuestError::Gone`] when it has ended or is elsewhere, [`GuestError::Stuck`] when a vCPU can't be stopped.
+    pub fn pause(&self) -> Result<(), GuestError> {
+        self.machine.gate.owner_pause()
+    }
+
+    /// Ends the owner's pause. A guest that a migration holds goes on when that lets it.
+    ///
+    /// # Errors
+    /// [`GuestError::Gone`] when it has ended or is elsewhere.
+    pub fn resume(&self) -> Result<(), GuestError> {
+        self.machine.gate.owner_resume()
+    }
+
+    /// Calls `hook` once when the guest ends by itself, at once if it has. On the thread of a vCPU,
+    /// which must not wait for the VM there.
+    pub fn on_end(&self, hook: impl FnOnce(&GuestEnd) + Send + 'static) {
+        self.machine.gate.on_end(Box::new(hook));
+    }
+
+    /// What the guest wrote to its serial port.
+    #[must_use]
+    pub fn console(&self) -> &Arc<Console> {
+        &self.machine.console
+    }
+
+    /// Types on the guest's serial port. Returns how many bytes found room.
+    pub fn write_input(&self, bytes: &[u8]) -> usize {
+        self.machine.hardware.serial.write_input(bytes)
+    }
+
+    /// The guest's RAM.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.machine.ram
+    }
+
+    /// Writes guest RAM as a device does: a migration under way sends the pages again.
+    ///
+    /// # Errors
+    /// When the range is not all RAM.
+    pub fn write_guest(&self, address: GuestAddress, bytes: &[u8]) -> Result<(), GuestMemoryError> {
+        let written = self.machine.ram.memory().write_slice(bytes, address);
+        // Even where only a part was RAM, that part was written.
+        self.machine.vmm_writes.mark(address.0, bytes.len() as u64);
+        written
+    }
+
+    /// The CPU that the guest sees.
+    #[must_use]
+    pub fn cpu(&self) -> &CpuModel {
+        &self.machine.cpu
+    }
+
+    /// The sections that this VM's state has, for a destination to compare with its own.
+    #[must_use]
+    pub fn section_ids(&self) -> Vec<SectionId> {
+        state::section_ids(&self.machine.hardware)
+    }
+}
+
+impl Machine {
+    /// Everything in place, no instruction run. What KVM wants in a certain order is in that order:
+    /// tracking, then chips, then vCPUs, then what needs those.
+    fn build(config: VmConfig) -> Result<Self, VmmError> {
+        let host = HostKvm::open()?;
+        host.check_vcpus(config.vcpus)?;
+        let ram = memory::allocate(config.memory_bytes, config.backing, config.prefault)?;
+        let console = match config.console {
+            Some(file) => Console::in_file(file),
+            None => Console::new(),
+        };
+        let console = Arc::new(console.map_err(VmmError::Console)?);
+
+        let vm = host.create_vm()?;
+        let tracking = DirtyTracking::enable(config.tracking, &vm, DEFAULT_RING_ENTRIES)?;
+        host::create_chips(&vm)?;
+        let slots = Arc::new(MemorySlots::register(vm.clone(), ram.memory().clone())?);
+        let (vcpus, cpu) = create_vcpus(&host, &vm, config.vcpus, config.cpu)?;
+
+        let vmm_writes = VmmWrites::new(ram.layout());
+        let AttachedTracker { tracker, ring_full } = {
+            let guards: Vec<_> = vcpus.iter().map(|vcpu| vcpu.lock()).collect();
+            tracking.attach(&slots, &ram, guards.iter().map(|guard| &**guard), vmm_writes.clone())?
+        };
+        let kickers = vcpus
+            .iter()
+            .map(|vcpu| Kicker::new(&vcpu.lock()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|source| VmmError::Kvm { operation: "mapping a vCPU's page", source })?;
+        let features = Features::probe(&host, &vm, &vcpus[0], cpu.tsc_khz)?;
+        let serial = Arc::new(SerialPort::new(vm.clone(), console.clone()));
+        let machine = Self {
+            name: config.name,
+            hardware: Hardware { vm, vcpus, serial, features },
+            gate: Arc::new(Gate::new(kickers)),
+            ram,
+            tracker: Mutex::new(tracker),
+            claimed: Mutex::new(false),
+            vmm_writes,
+            console,
+            cpu,
+            _slots: slots,
+        };
+        let ports = Arc::new(Ports::new(machine.hardware.serial.clone()));
+        for (index, vcpu) in machine.hardware.vcpus.iter().enumerate() {
+            let exits = vcpu::Exits { ports: ports.clone(), ring_full: ring_full.clone() };
+            vcpu::spawn(&machine.name, index, vcpu.clone(), machine.gate.clone(), exits)?;
+        }
+        Ok(machine)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.gate.close();
+    }
+}
+
+fn create_vcpus(
+    host: &HostKvm,
+    vm: &VmFd,
+    count: u32,
+    model: Option<CpuModel>,
+) -> Result<(Vec<Vcpu>, CpuModel), VmmError> {
+    let (mut cpuid, wanted_khz, fixed) = match model {
+        Some(model) => (model.cpuid, Some(model.tsc_khz), true),
+        None => (CpuModel::supported(host.kvm())?, None, false),
+    };
+    let can_scale = vm.check_extension(Cap::TscControl);
+    let mut vcpus = Vec::new();
+    let mut tsc_khz = 0;
+    for index in 0..count {
+        let vcpu = vm.create_vcpu(index.into()).vmm("KVM_CREATE_VCPU")?;
+        match CpuModel::set_cpuid(&cpuid, &vcpu, index, count) {
+            // A guest that begins here has what it gets, even where KVM offers more than it then keeps.
+            Err(CpuError::Dropped(bits)) if !fixed => {
+                tracing::warn!("KVM offers CPUID bits that it then drops: {bits:?}");
+                CpuModel::strip(&mut cpuid, &bits);
+                CpuModel::set_cpuid(&cpuid, &vcpu, index, count)?;
+            }
+            result => result?,
+        }
+        tsc_khz = CpuModel::set_tsc_khz(&vcpu, wanted_khz, can_scale)?;
+        vcpus.push(Arc::new(Mutex::new(vcpu)));
+    }
+    Ok((vcpus, CpuModel { cpuid, tsc_khz }))
+}
+
+fn apply(plan: &BootPlan, index: u32, vcpu: &VcpuFd) -> Result<(), VmmError> {
+    if !plan.starts_running(index) {
+        return Ok(());
+    }
+    let base = vcpu.get_sregs().vmm("KVM_GET_SREGS")?;
+    vcpu.set_sregs(&plan.sregs(base)).vmm("KVM_SET_SREGS")?;
+    vcpu.set_regs(&plan.regs(index)).vmm("KVM_SET_REGS")?;
+    vcpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).vmm("KVM_SET_MP_STATE")
+}

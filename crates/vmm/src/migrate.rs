@@ -1,0 +1,182 @@
+//! A VM as a migration sees it: three types for running, paused and incoming.
+
+use migrated_guest::{
+    FirstRun, Guest, GuestError, GuestRam, IncomingGuest, PausedGuest, Refused, SectionId, StateSection,
+};
+use migrated_pages::PageSet;
+use thiserror::Error;
+
+use crate::state::{self, MachineState};
+use crate::{Vm, memory};
+
+/// Why a VM can't be taken for a migration.
+#[derive(Debug, Error)]
+pub enum ClaimError {
+    /// Another migration has it.
+    #[error("another migration has this VM: wait until that ends, or cancel it")]
+    Busy,
+    /// It has ended or is elsewhere.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+}
+
+/// A VM that a migration has taken, see [`Vm::outgoing`]; dropping it gives it back.
+#[derive(Debug)]
+pub struct RunningVm {
+    claim: Claim,
+}
+
+/// A VM that a migration holds still. Dropped, it stays so: only its owner's process can end it then.
+#[derive(Debug)]
+pub struct PausedVm {
+    vm: Vm,
+}
+
+/// A VM that has not run here yet.
+#[derive(Debug)]
+pub struct IncomingVm {
+    vm: Vm,
+}
+
+/// That a migration has the VM.
+#[derive(Debug)]
+struct Claim {
+    vm: Option<Vm>,
+}
+
+impl Claim {
+    fn vm(&self) -> &Vm {
+        self.vm.as_ref().expect("a claim loses its VM only when it is consumed")
+    }
+
+    /// The VM, which stays taken.
+    fn keep(mut self) -> Vm {
+        self.vm.take().expect("a claim loses its VM only when it is consumed")
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(vm) = &self.vm {
+            *vm.machine.claimed.lock() = false;
+        }
+    }
+}
+
+impl RunningVm {
+    pub(crate) fn claim(vm: &Vm) -> Result<Self, ClaimError> {
+        vm.machine.gate.check_usable()?;
+        let mut claimed = vm.machine.claimed.lock();
+        if *claimed {
+            return Err(ClaimError::Busy);
+        }
+        *claimed = true;
+        drop(claimed);
+        Ok(Self { claim: Claim { vm: Some(vm.clone()) } })
+    }
+
+    /// The VM, for what a migration is not concerned with.
+    #[must_use]
+    pub fn vm(&self) -> &Vm {
+        self.claim.vm()
+    }
+}
+
+impl Guest for RunningVm {
+    type Paused = PausedVm;
+
+    fn ram(&self) -> &GuestRam {
+        self.vm().ram()
+    }
+
+    fn start_tracking(&mut self) -> Result<(), GuestError> {
+        self.vm().machine.tracker.lock().start()
+    }
+
+    fn harvest(&mut self, dirty: &mut PageSet) -> Result<u64, GuestError> {
+        self.vm().machine.tracker.lock().harvest(dirty)
+    }
+
+    fn stop_tracking(&mut self) -> Result<(), GuestError> {
+        self.vm().machine.tracker.lock().stop()
+    }
+
+    fn pause(self) -> Result<PausedVm, Refused<Self>> {
+        match self.vm().machine.gate.migration_pause() {
+            Ok(()) => Ok(PausedVm { vm: self.claim.keep() }),
+            Err(error) => Err(Refused { guest: self, error }),
+        }
+    }
+}
+
+impl PausedGuest for PausedVm {
+    type Running = RunningVm;
+
+    fn ram(&self) -> &GuestRam {
+        self.vm.ram()
+    }
+
+    fn harvest(&mut self, dirty: &mut PageSet) -> Result<u64, GuestError> {
+        self.vm.machine.tracker.lock().harvest(dirty)
+    }
+
+    fn save(&mut self) -> Result<Vec<StateSection>, GuestError> {
+        let machine = MachineState { owner_paused: self.vm.machine.gate.owner_paused() };
+        state::save(&self.vm.machine.hardware, machine)
+    }
+
+    fn resume(self) -> Result<RunningVm, Refused<Self>> {
+        let machine = &self.vm.machine;
+        let resumed = machine.tracker.lock().stop().and_then(|()| machine.gate.migration_resume());
+        match resumed {
+            Ok(()) => Ok(RunningVm { claim: Claim { vm: Some(self.vm) } }),
+            Err(error) => Err(Refused { guest: self, error }),
+        }
+    }
+
+    fn retire(self) {
+        self.vm.machine.gate.retire();
+        if let Err(error) = memory::release(self.vm.ram()) {
+            tracing::warn!(vm = self.vm.name(), "RAM of a guest that left stays in use: {error}");
+        }
+    }
+}
+
+impl IncomingVm {
+    pub(crate) fn new(vm: Vm) -> Self {
+        *vm.machine.claimed.lock() = true;
+        Self { vm }
+    }
+
+    /// The VM, for what a migration is not concerned with.
+    #[must_use]
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// The sections that [`restore`](IncomingGuest::restore) wants.
+    #[must_use]
+    pub fn section_ids(&self) -> Vec<SectionId> {
+        self.vm.section_ids()
+    }
+}
+
+impl IncomingGuest for IncomingVm {
+    type Running = RunningVm;
+
+    fn ram(&self) -> &GuestRam {
+        self.vm.ram()
+    }
+
+    fn restore(&mut self, sections: Vec<StateSection>) -> Result<(), GuestError> {
+        let machine = &self.vm.machine;
+        let MachineState { owner_paused } = state::restore(&machine.hardware, sections)?;
+        machine.gate.inherit_owner_pause(owner_paused);
+        Ok(())
+    }
+
+    fn start(self) -> Result<(RunningVm, FirstRun), GuestError> {
+        let at = self.vm.machine.gate.start()?;
+        Ok((RunningVm { claim: Claim { vm: Some(self.vm) } }, FirstRun { at }))
+    }
+}

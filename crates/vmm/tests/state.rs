@@ -1,0 +1,186 @@
+//! State goes from one VM into another and the guest does not notice.
+
+mod guest;
+
+use guest::{
+    COUNT, RAM, config, copy, copy_ram, counter, migrate, pause, run, wait_for_progress, wait_until,
+};
+use migrated_guest::{Guest, GuestError, IncomingGuest, PausedGuest, StateSection};
+use migrated_testkit::require;
+use migrated_vmm::{RunState, Vm};
+use vm_memory::{Bytes, GuestAddress};
+
+#[test]
+fn counters_go_on_in_another_vm() {
+    require!(Kvm);
+    for vcpus in [1, 2] {
+        let vm = run(config(vcpus), COUNT);
+        wait_for_progress(&vm, vcpus);
+        let mut paused = pause(&vm);
+        let before: Vec<_> = (0..u64::from(vcpus)).map(|vcpu| counter(&vm, vcpu)).collect();
+        let (incoming, _) = copy(&mut paused, config(vcpus));
+        assert_eq!(incoming.vm().run_state(), RunState::Incoming);
+        paused.retire();
+        let (running, _) = incoming.start().unwrap();
+        let moved = running.vm().clone();
+        wait_for_progress(&moved, vcpus);
+        for (vcpu, before) in (0..).zip(before) {
+            assert!(counter(&moved, vcpu) > before, "vCPU {vcpu} began anew");
+        }
+    }
+}
+
+/// What a section says besides the time, which goes on.
+fn timeless(sections: Vec<StateSection>) -> Vec<StateSection> {
+    sections.into_iter().filter(|section| !["clock", "cpu-tsc", "pit"].contains(&&*section.id.kind)).collect()
+}
+
+#[test]
+fn what_was_restored_is_saved_again() {
+    require!(Kvm);
+    let vm = run(config(2), COUNT);
+    wait_for_progress(&vm, 2);
+    assert_eq!(vm.write_input(b"typed ahead"), 11);
+    let mut paused = pause(&vm);
+    let ids: Vec<_> = paused.save().unwrap().into_iter().map(|section| section.id).collect();
+    assert_eq!(ids, vm.section_ids());
+
+    let (incoming, sections) = copy(&mut paused, config(2));
+    incoming.vm().pause().unwrap();
+    let (running, _) = incoming.start().unwrap();
+    let mut again = running.pause().map_err(|refused| refused.error).unwrap();
+    let (mut first, mut second) = (timeless(sections), timeless(again.save().unwrap()));
+    // The owner paused it in between, which its state says.
+    assert_ne!(first.remove(0), second.remove(0));
+    assert_eq!(first.len(), second.len());
+    for (first, second) in first.iter().zip(&second) {
+        assert_eq!(first, second, "{}", first.id);
+    }
+}
+
+#[test]
+fn a_guest_that_its_owner_paused_arrives_paused() {
+    require!(Kvm);
+    let vm = run(config(1), COUNT);
+    wait_for_progress(&vm, 1);
+    vm.pause().unwrap();
+    let moved = migrate(&vm, config(1));
+    assert_eq!(moved.run_state(), RunState::Paused);
+    moved.resume().unwrap();
+    wait_for_progress(&moved, 1);
+}
+
+#[test]
+fn an_unfinished_port_read_is_finished_before_the_state_is_saved() {
+    require!(Kvm);
+    // `1: in al, 0x80; cmp al, 0xff; jne 2f; inc dword [0x8000]; jmp 1b; 2: inc dword [0x8004]; jmp 1b`
+    // after `xor eax, eax` each time: a read that was lost would leave 0 in AL.
+    let code = [
+        0x31, 0xc0, 0xe4, 0x80, 0x3c, 0xff, 0x75, 0x08, 0xff, 0x05, 0x00, 0x80, 0x00, 0x00, 0xeb, 0xf0, 0xff,
+        0x05, 0x04, 0x80, 0x00, 0x00, 0xeb, 0xe8,
+    ];
+    let mut vm = run(config(1), &code);
+    for _ in 0..50 {
+        wait_for_progress(&vm, 1);
+        vm = migrate(&vm, config(1));
+    }
+    wait_for_progress(&vm, 1);
+    assert_eq!(counter(&vm, 1), 0, "port reads were lost");
+}
+
+#[test]
+fn the_tsc_goes_on_and_never_back() {
+    require!(Kvm);
+    // `1: rdtsc; mov [0x8008], eax; mov [0x800c], edx; inc dword [0x8000]; jmp 1b`
+    let code = [
+        0x0f, 0x31, 0xa3, 0x08, 0x80, 0x00, 0x00, 0x89, 0x15, 0x0c, 0x80, 0x00, 0x00, 0xff, 0x05, 0x00, 0x80,
+        0x00, 0x00, 0xeb, 0xeb,
+    ];
+    let mut vm = run(config(1), &code);
+    wait_for_progress(&vm, 1);
+    let tsc = |vm: &Vm| vm.ram().memory().read_obj::<u64>(GuestAddress(0x8008)).unwrap();
+    for _ in 0..5 {
+        vm.pause().unwrap();
+        let before = tsc(&vm);
+        vm.resume().unwrap();
+        vm = migrate(&vm, config(1));
+        wait_for_progress(&vm, 1);
+        vm.pause().unwrap();
+        let after = tsc(&vm);
+        vm.resume().unwrap();
+        let second = u64::from(vm.cpu().tsc_khz) * 1000;
+        assert!(after > before && after - before < 60 * second, "{before} -> {after}");
+    }
+}
+
+#[test]
+fn sections_that_do_not_fit_exactly_are_refused_by_name() {
+    require!(Kvm);
+    let vm = run(config(1), COUNT);
+    wait_for_progress(&vm, 1);
+    let mut paused = pause(&vm);
+    let good = paused.save().unwrap();
+
+    let refusal = |sections: Vec<StateSection>| {
+        let mut incoming = Vm::incoming(config(1)).unwrap();
+        copy_ram(&paused, &incoming);
+        match incoming.restore(sections) {
+            Err(GuestError::Section { section, .. }) => section,
+            other => panic!("{other:?}"),
+        }
+    };
+    for index in 0..good.len() {
+        let name = good[index].id.to_string();
+        let changed = |change: &dyn Fn(&mut Vec<StateSection>)| {
+            let mut sections = good.clone();
+            change(&mut sections);
+            refusal(sections)
+        };
+        assert_eq!(changed(&|sections| drop(sections.remove(index))), name);
+        assert_eq!(changed(&|sections| sections.push(sections[index].clone())), name);
+        if good[index].id.kind != "cpu-xsave" {
+            assert_eq!(changed(&|sections| drop(sections[index].data.pop())), name);
+        }
+        // An XSAVE area may be shorter than this host's, never longer; all others are exact.
+        assert_eq!(changed(&|sections| sections[index].data.push(0)), name);
+        let newer = changed(&|sections| sections[index].id.version += 1);
+        assert!(newer.ends_with("v2"), "{newer}");
+    }
+    // A VM with another number of vCPUs has other sections.
+    let mut two = Vm::incoming(config(2)).unwrap();
+    assert!(matches!(two.restore(good), Err(GuestError::Section { .. })));
+}
+
+#[test]
+fn an_interrupt_that_waits_is_delivered_at_the_destination() {
+    require!(Kvm);
+    // The guest switches the UART's receive interrupt on and never takes it: IRQ 4 stays latched in the
+    // interrupt controllers, whose state must arrive as it left.
+    // `mov dx, 0x3f9; mov al, 1; out dx, al` and count.
+    let code = [&[0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01, 0xee][..], COUNT].concat();
+    let vm = run(config(1), &code);
+    wait_for_progress(&vm, 1);
+    vm.write_input(b"x");
+    let mut paused = pause(&vm);
+    let master = |sections: &[StateSection]| {
+        sections.iter().find(|s| s.id.kind == "irqchip" && s.id.instance == 0).unwrap().data.clone()
+    };
+    let sections = paused.save().unwrap();
+    // kvm_pic_state follows chip_id and pad: last_irr, irr, ….
+    assert_ne!(master(&sections)[9] & 1 << 4, 0, "IRQ 4 is pending at the source");
+    let (incoming, _) = copy(&mut paused, config(1));
+    incoming.vm().pause().unwrap();
+    let (running, _) = incoming.start().unwrap();
+    let mut again = running.pause().map_err(|refused| refused.error).unwrap();
+    assert_eq!(master(&again.save().unwrap()), master(&sections));
+}
+
+#[test]
+fn ram_is_zero_before_it_arrives() {
+    require!(Kvm);
+    let incoming = Vm::incoming(config(1)).unwrap();
+    let mut bytes = vec![1u8; RAM as usize];
+    incoming.ram().memory().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0));
+    wait_until("nothing to run", || incoming.vm().run_state() == RunState::Incoming);
+}
