@@ -46,7 +46,9 @@ pub enum WorkloadError {
         word: String,
     },
     /// A key was given before, or belongs to the VMM.
-    #[error("workload parameter {word:?} repeats a key that was given before or that the VMM sets; remove one")]
+    #[error(
+        "workload parameter {word:?} repeats a key that was given before or that the VMM sets; remove one"
+    )]
     Repeated {
         /// The word.
         word: String,
@@ -60,7 +62,9 @@ pub enum WorkloadError {
         values: &'static str,
     },
     /// Working set and fill need more RAM than there is.
-    #[error("hot and fill need {needed} bytes of RAM with the guest's own, it has {ram}; ask for less or give it more")]
+    #[error(
+        "hot and fill need {needed} bytes of RAM with the guest's own, it has {ram}; ask for less or give it more"
+    )]
     TooLarge {
         /// RAM that would do, in bytes, counted from address 0.
         needed: u64,
@@ -153,7 +157,8 @@ mod tests {
 
     #[test]
     fn parameters_survive_being_printed() {
-        let cmdline = "hot=128M rate=max pattern=zipf content=compressible readonly=25 fill=1G check=0 seed=7 vcpus=2";
+        let cmdline =
+            "hot=128M rate=max pattern=zipf content=compressible readonly=25 fill=1G check=0 seed=7 vcpus=2";
         let params = parse(cmdline).unwrap();
         assert_eq!((params.hot, params.fill, params.rate), (128 << 20, 1 << 30, Rate::Max));
         assert_eq!(parse(&params.to_string()), Ok(params));
@@ -169,8 +174,21 @@ mod tests {
         assert_eq!(error("seed=1 seed=1"), WorkloadError::Repeated { word: "seed=1".into() });
         assert!(error("cold=1M").to_string().contains("hot, rate, pattern"));
         for word in [
-            "hot=1000", "hot=-4096", "hot=M", "hot=18446744073709551615T", "hot=4096k", "rate=fast", "rate=-1",
-            "rate=1000000001", "pattern=zip", "content=", "readonly=101", "vcpus=0", "vcpus=65", "tsc_khz=0", "seed=x",
+            "hot=1000",
+            "hot=-4096",
+            "hot=M",
+            "hot=18446744073709551615T",
+            "hot=4096k",
+            "rate=fast",
+            "rate=-1",
+            "rate=1000000001",
+            "pattern=zip",
+            "content=",
+            "readonly=101",
+            "vcpus=0",
+            "vcpus=65",
+            "tsc_khz=0",
+            "seed=x",
         ] {
             assert!(matches!(error(word), WorkloadError::BadValue { .. }), "{word}");
         }

@@ -2,9 +2,9 @@
 
 use crate::counters::{status, vcpu};
 use crate::machine;
+use crate::memory::store;
 use crate::serial::{Hex, print_anyway};
 use crate::vcpu::counter;
-use crate::memory::store;
 
 /// Where `entry.s` returns to from an exception at CPL 3.
 ///
@@ -16,7 +16,14 @@ unsafe extern "C" fn report(vector: u64, rip: u64, code: u64, address: u64, inde
     store(counter(index, vcpu::FAULT_RIP), rip);
     store(counter(index, vcpu::STATUS), status::FAULTED);
     let [index, vector, rip, code, address] = [index, vector, rip, code, address].map(Hex::new);
-    print_anyway(&["workload: vCPU ", index.text(), " stopped by exception ", vector.text(), " at ", rip.text()]);
+    print_anyway(&[
+        "workload: vCPU ",
+        index.text(),
+        " stopped by exception ",
+        vector.text(),
+        " at ",
+        rip.text(),
+    ]);
     print_anyway(&[", error code ", code.text(), ", CR2 ", address.text(), "\r\n"]);
     machine::stop()
 }

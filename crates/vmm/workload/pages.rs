@@ -93,7 +93,8 @@ impl Pages {
     fn line(&self, page: u64, line: u64, generation: u64) -> [u64; LINE_WORDS as usize] {
         let stamped = line == 0 || line == LAST;
         let written = if stamped { generation } else { last_turn(line, generation) };
-        let mut random = self.seed.wrapping_add(page.wrapping_mul(PAGE_SIZE) + line).wrapping_mul(GOLDEN) ^ written;
+        let mut random =
+            self.seed.wrapping_add(page.wrapping_mul(PAGE_SIZE) + line).wrapping_mul(GOLDEN) ^ written;
         random = mix(random);
         let mut words = match self.content {
             Content::Zero => return [0; LINE_WORDS as usize],

@@ -8,7 +8,11 @@ pub const PAGE_SIZE: u64 = 4096;
 /// Every key with its values and its meaning: what `--help` and the errors print.
 pub const KEYS: [(&str, &str, &str); 10] = [
     ("hot", "BYTES", "working set that is written over and over, shared out among the vCPUs [8M]"),
-    ("rate", "PAGES/S|max|0", "page accesses per second of all vCPUs together; 0 only watches the TSC [10000]"),
+    (
+        "rate",
+        "PAGES/S|max|0",
+        "page accesses per second of all vCPUs together; 0 only watches the TSC [10000]",
+    ),
     ("pattern", "seq|random|zipf", "order of the accesses [seq]"),
     ("content", "zero|constant|compressible|random", "what pages are filled and written with [random]"),
     ("readonly", "0-100", "percentage of accesses that only read and check [0]"),

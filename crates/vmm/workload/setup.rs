@@ -55,7 +55,8 @@ pub unsafe fn publish(start_info: u64) -> Result<(), Refusal> {
         Refusal(what, bad.word)
     })?;
     let tsc_khz = match params.tsc_khz {
-        0 => cpuid_tsc_khz().ok_or(Refusal("CPUID does not tell the TSC's frequency, give it as tsc_khz=", ""))?,
+        0 => cpuid_tsc_khz()
+            .ok_or(Refusal("CPUID does not tell the TSC's frequency, give it as tsc_khz=", ""))?,
         khz => khz,
     };
     let arena = Arena::new(boot.ram());

@@ -40,7 +40,9 @@ pub enum BootError {
         ram: u64,
     },
     /// The initramfs does not fit into RAM beside the kernel.
-    #[error("{initramfs} does not fit into the guest's {ram} bytes of RAM beside the kernel; give the guest more memory")]
+    #[error(
+        "{initramfs} does not fit into the guest's {ram} bytes of RAM beside the kernel; give the guest more memory"
+    )]
     InitramfsTooLarge {
         /// The initramfs.
         initramfs: String,
@@ -48,7 +50,9 @@ pub enum BootError {
         ram: u64,
     },
     /// The kernel asks to be where something else lies.
-    #[error("{kernel} asks to be loaded at {start:#x}..{end:#x}, which overlaps {occupant}; link it to lie elsewhere")]
+    #[error(
+        "{kernel} asks to be loaded at {start:#x}..{end:#x}, which overlaps {occupant}; link it to lie elsewhere"
+    )]
     Overlap {
         /// The kernel.
         kernel: String,

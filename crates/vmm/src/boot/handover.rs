@@ -30,7 +30,10 @@ const PAGE_SIZE: u64 = 4096;
 
 /// RAM that a kernel may use.
 pub(super) fn ram(memory: &Memory) -> impl Iterator<Item = Range<u64>> {
-    memory_map(memory).into_iter().filter(|(_, kind)| *kind == XEN_HVM_MEMMAP_TYPE_RAM).map(|(range, _)| range)
+    memory_map(memory)
+        .into_iter()
+        .filter(|(_, kind)| *kind == XEN_HVM_MEMMAP_TYPE_RAM)
+        .map(|(range, _)| range)
 }
 
 fn memory_map(memory: &Memory) -> Vec<(Range<u64>, u32)> {
@@ -81,7 +84,8 @@ pub(super) fn write(
         address.0 += size_of::<hvm_memmap_table_entry>() as u64;
     }
     if let Some((paddr, size)) = initramfs {
-        memory.write_obj(hvm_modlist_entry { paddr, size, ..Default::default() }, GuestAddress(MODULE_LIST))?;
+        memory
+            .write_obj(hvm_modlist_entry { paddr, size, ..Default::default() }, GuestAddress(MODULE_LIST))?;
     }
     memory.write_slice(cmdline.as_bytes(), GuestAddress(CMDLINE))?;
     memory.write_obj(0u8, GuestAddress(CMDLINE + cmdline.len() as u64))?;

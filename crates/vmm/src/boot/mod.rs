@@ -8,6 +8,8 @@ mod elf;
 mod error;
 mod handover;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -222,9 +222,7 @@ fn read_vcpu(memory: &GuestMemoryMmap<()>, index: u64, tsc_khz: u64) -> Option<V
     let status = match at(vcpu::STATUS)? {
         status::FILLING => VcpuStatus::Filling,
         status::RUNNING => VcpuStatus::Running,
-        status::FAULTED => {
-            VcpuStatus::Faulted { vector: at(vcpu::FAULT_VECTOR)?, rip: at(vcpu::FAULT_RIP)? }
-        }
+        status::FAULTED => VcpuStatus::Faulted { vector: at(vcpu::FAULT_VECTOR)?, rip: at(vcpu::FAULT_RIP)? },
         _ => VcpuStatus::Absent,
     };
     let kind = match at(vcpu::FIRST_ERROR)? {

@@ -157,7 +157,9 @@ impl Machine {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let counters = self.counters();
-            if let Some(counters) = &counters && until(counters) {
+            if let Some(counters) = &counters
+                && until(counters)
+            {
                 return counters.clone();
             }
             assert!(Instant::now() < deadline, "no {what}: {counters:#?}, console: {}", self.console());

@@ -28,9 +28,11 @@ fn every_pattern_and_content_makes_passes_without_errors() {
         (2, "zipf", "random"),
         (2, "seq", "compressible"),
     ] {
-        let cmdline = format!("hot=4M fill=4M rate=max check=max readonly=20 pattern={pattern} content={content}");
+        let cmdline =
+            format!("hot=4M fill=4M rate=max check=max readonly=20 pattern={pattern} content={content}");
         let machine = Machine::start(&RAM, vcpus, &cmdline);
-        let counters = machine.wait("3 passes of all", |c| c.total.passes >= 3 && c.total.checker_passes >= 3);
+        let counters =
+            machine.wait("3 passes of all", |c| c.total.passes >= 3 && c.total.checker_passes >= 3);
         assert_sound(&counters, &cmdline);
         assert!(counters.total.pages_read > 0 && counters.total.pages_written > counters.total.pages_read);
         assert_eq!((counters.hot_pages, counters.fill_pages), (1024, 1024));
@@ -263,5 +265,9 @@ fn first_error_after_run(machine: &mut Machine) -> FirstError {
 
 fn assert_sound(counters: &WorkloadCounters, context: &str) {
     let total = counters.total;
-    assert_eq!((total.errors, total.faulted, total.tsc_backward_steps), (0, 0, 0), "{context}: {counters:#?}");
+    assert_eq!(
+        (total.errors, total.faulted, total.tsc_backward_steps),
+        (0, 0, 0),
+        "{context}: {counters:#?}"
+    );
 }
