@@ -170,6 +170,9 @@ pub trait Listener: Send {
     fn hangup(&self) -> Hangup;
 }
 
+/// A control channel just opened: its halves and the protocol version agreed.
+pub type OpenedControl = (Box<dyn ControlSender>, Box<dyn ControlReceiver>, u16);
+
 /// A way to move bytes between two hosts.
 pub trait Transport: Send + Sync {
     /// Its name in the API, records and metrics, e.g. `tcp`, `tcp+tls`.
@@ -188,7 +191,7 @@ pub trait Transport: Send + Sync {
         peer: &Endpoint,
         hello: &Hello,
         deadline: Instant,
-    ) -> Result<(Box<dyn ControlSender>, Box<dyn ControlReceiver>, u16), TransportError>;
+    ) -> Result<OpenedControl, TransportError>;
 
     /// Opens a page or urgent channel.
     ///

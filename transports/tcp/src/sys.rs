@@ -1,0 +1,120 @@
+//! The two system calls of the page path, straight from and to guest memory. The crate's unsafe room.
+//!
+//! Guest memory may change while the kernel copies it. That is no data race in Rust's sense, because
+//! no Rust code makes or reads a reference to it: addresses go to the kernel, and bytes that
+//! tear are pages that are dirty and will be sent again.
+
+use std::array;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use vm_memory::VolatileSlice;
+
+/// Most pieces given to one system call; the kernel takes 1024 (`IOV_MAX`). 1 MiB of scattered pages.
+const MAX_PIECES: usize = 256;
+
+const NOTHING: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+
+/// Sends all of `head`, then all of `payload`: one system call unless the peer is behind.
+pub(crate) fn send_all(
+    socket: BorrowedFd<'_>,
+    mut head: &[u8],
+    payload: &[VolatileSlice<'_>],
+) -> io::Result<()> {
+    let mut position = Position::default();
+    loop {
+        let rest = &payload[position.slice..];
+        if head.is_empty() && rest.is_empty() {
+            return Ok(());
+        }
+        let guards: [_; MAX_PIECES - 1] = array::from_fn(|i| rest.get(i).map(VolatileSlice::ptr_guard));
+        let mut pieces = [NOTHING; MAX_PIECES];
+        // The kernel only reads what sendmsg's pieces point at, so the const is cast away in form only.
+        pieces[0] = libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() };
+        for (piece, guard) in pieces[1..].iter_mut().zip(guards.iter().flatten()) {
+            *piece = libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: guard.len() };
+        }
+        position.skip(&mut pieces[1]);
+        let count = 1 + rest.len().min(MAX_PIECES - 1);
+        // SAFETY: msghdr is plain data for which zero is a valid value of every field.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = pieces.as_mut_ptr();
+        message.msg_iovlen = count;
+        // SAFETY: `message` names `count` initialised pieces, each within `head` or within a slice
+        // whose guard lives until after the call, so the kernel reads only mapped memory that we may
+        // read. NOSIGNAL: a peer that went away is an error, not a SIGPIPE.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
+        let Some(sent) = moved(sent)? else { continue };
+        let of_head = sent.min(head.len());
+        head = &head[of_head..];
+        position.advance(payload, sent - of_head);
+    }
+}
+
+/// Fills `slices` in order; the kernel waits for all of it, so that is one system call as a rule.
+pub(crate) fn recv_all(socket: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
+    let mut position = Position::default();
+    position.advance(slices, 0);
+    loop {
+        let rest = &slices[position.slice..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let guards: [_; MAX_PIECES] = array::from_fn(|i| rest.get(i).map(VolatileSlice::ptr_guard_mut));
+        let mut pieces = [NOTHING; MAX_PIECES];
+        for (piece, guard) in pieces.iter_mut().zip(guards.iter().flatten()) {
+            *piece = libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() };
+        }
+        position.skip(&mut pieces[0]);
+        // SAFETY: msghdr is plain data for which zero is a valid value of every field.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = pieces.as_mut_ptr();
+        message.msg_iovlen = rest.len().min(MAX_PIECES);
+        // SAFETY: `message` names initialised pieces, each within a slice whose guard lives until after
+        // the call: mapped memory that may be written by anybody at any time, and by us now.
+        let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_WAITALL) };
+        match moved(received)? {
+            None => {}
+            Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(received) => position.advance(slices, received),
+        }
+    }
+}
+
+/// The count of a call that moved bytes, `None` when a signal came first.
+fn moved(result: isize) -> io::Result<Option<usize>> {
+    match usize::try_from(result) {
+        Ok(count) => Ok(Some(count)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// How far a list of slices is done.
+#[derive(Default)]
+struct Position {
+    slice: usize,
+    /// Bytes done of that slice; always fewer than it has.
+    offset: usize,
+}
+
+impl Position {
+    fn advance(&mut self, slices: &[VolatileSlice<'_>], moved: usize) {
+        self.offset += moved;
+        while let Some(slice) = slices.get(self.slice)
+            && self.offset >= slice.len()
+        {
+            self.offset -= slice.len();
+            self.slice += 1;
+        }
+    }
+
+    /// Leaves out of the first piece what is done of it.
+    fn skip(&self, first: &mut libc::iovec) {
+        first.iov_base = first.iov_base.wrapping_byte_add(self.offset);
+        first.iov_len -= self.offset;
+    }
+}
