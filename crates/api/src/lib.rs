@@ -1,1 +1,21 @@
-//! `migrated-api`.
+//! What a daemon's HTTP API takes and gives. The paths are declared with their handlers in the
+//! `migrated` crate; the whole description is committed here as `openapi.json`.
+//!
+//! Requests refuse unknown fields: a misspelt limit must not be a limit that is not kept.
+
+mod incoming;
+mod migration;
+mod problem;
+mod vm;
+
+pub use incoming::{PrepareIncoming, Prepared, ResolveAnswer, ResolveRequest, Versions};
+pub use migration::{MigrationList, StartMigration};
+pub use problem::{Problem, Reason};
+pub use vm::{ConsoleQuery, Vm, VmList};
+
+pub use migrated_control::{
+    BootSource, ConsoleRange, MemoryBacking, Resolution, TransportKind, VmSpec, VmState, WorkloadCounters,
+};
+pub use migrated_engine::{
+    MigrationRecord, MigrationState, Mode, OnTimeout, RecordError, RecordRole, Verify,
+};

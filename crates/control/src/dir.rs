@@ -3,6 +3,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use migrated_engine::MigrationRecord;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
@@ -56,7 +57,7 @@ pub enum FileError {
 }
 
 /// Why a VM process ended, left in its directory for a daemon that may not be there at the time.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExitReport {
     /// What the VM ended as: `stopped`, `crashed`, `migrated_away` or `failed`.
     pub state: VmState,
@@ -64,6 +65,9 @@ pub struct ExitReport {
     pub code: String,
     /// For people.
     pub message: String,
+    /// The last migration's record: nobody may have been there to hear its end.
+    #[serde(default)]
+    pub record: Option<Box<MigrationRecord>>,
 }
 
 /// The directory that a daemon and a VM process share.

@@ -40,7 +40,12 @@ fn start_and_exit_come_back_as_they_were_written() {
     dir.write_start(&VmStart::Boot(spec.clone())).unwrap();
     assert_eq!(dir.read_start().unwrap().spec(), &spec);
     assert_eq!(dir.read_exit(), None);
-    let report = ExitReport { state: VmState::Stopped, code: "shutdown".into(), message: "asked".into() };
+    let report = ExitReport {
+        state: VmState::Stopped,
+        code: "shutdown".into(),
+        message: "asked".into(),
+        record: None,
+    };
     dir.write_exit(&report).unwrap();
     assert_eq!(dir.read_exit(), Some(report));
 }

@@ -1,0 +1,50 @@
+use migrated_control::{ConsoleRange, VmSpec, VmState, WorkloadCounters};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// A VM on this host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    /// Its id, the same on every host it comes to.
+    pub id: String,
+    /// Its name, unique on a host.
+    pub name: String,
+    /// What it is made of.
+    pub spec: VmSpec,
+    /// What it is doing.
+    pub state: VmState,
+    /// Why, where the state alone doesn't say.
+    pub error: Option<String>,
+    /// Id of its VM process, while there is one.
+    pub pid: Option<u32>,
+    /// When it came to this host, in ms since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Which part of its console's output can be read.
+    pub console: ConsoleRange,
+    /// What the built-in workload guest counts. Only when a single VM is asked for.
+    pub workload: Option<WorkloadCounters>,
+    /// Time that vCPUs were kept from running by us since the start, in µs, all together.
+    pub vcpu_blocked_us: u64,
+    /// Id of the migration it is in.
+    pub migration: Option<String>,
+}
+
+/// All VMs on this host, by name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VmList {
+    /// The VMs.
+    pub vms: Vec<Vm>,
+}
+
+/// Which part of a console to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ConsoleQuery {
+    /// Offset of the first byte, into all that was ever written; older than what is kept means the oldest.
+    #[serde(default)]
+    pub from: u64,
+    /// Go on as output comes, until the VM ends.
+    #[serde(default)]
+    pub follow: bool,
+}

@@ -1,0 +1,105 @@
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use migrated_api::{MigrationRecord, MigrationState, OnTimeout, StartMigration, TransportKind, Verify};
+
+use super::migration::record_for_people;
+use super::output::Output;
+use super::progress;
+use crate::client::ApiClient;
+use crate::units;
+
+/// What to move, where, and how. What is left out comes from the source host's configuration.
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// Name or id of the VM.
+    vm: String,
+    /// The destination: a peer's name in the source host's configuration, or the URL of its API.
+    #[arg(long, value_name = "HOST")]
+    to: String,
+    /// Longest time that the guest may stand still, e.g. 50ms.
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    max_downtime: Option<Duration>,
+    /// Most payload a second, e.g. 1gbit.
+    #[arg(long, value_name = "RATE", value_parser = units::bit_rate)]
+    bandwidth: Option<u64>,
+    /// Page channels.
+    #[arg(long, value_name = "N")]
+    channels: Option<u16>,
+    /// When the destination's memory is compared with the source's.
+    #[arg(long, value_enum)]
+    verify: Option<VerifyArg>,
+    /// How long pre-copy may take, e.g. 60s.
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    timeout: Option<Duration>,
+    /// What happens when it takes longer, or stalls.
+    #[arg(long, value_enum)]
+    on_timeout: Option<OnTimeoutArg>,
+    /// Most rounds over the dirty pages.
+    #[arg(long, value_name = "N")]
+    max_iterations: Option<u32>,
+    /// How bytes travel: tcp or tcp+tls.
+    #[arg(long)]
+    transport: Option<TransportKind>,
+    /// Stay and show how it goes on; the exit code says whether it completed.
+    #[arg(long)]
+    watch: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum VerifyArg {
+    /// Not at all.
+    Off,
+    /// Before the destination runs: adds downtime.
+    Before,
+    /// After the switch.
+    After,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnTimeoutArg {
+    /// Give up; the guest stays.
+    Cancel,
+    /// Stop the guest and copy the rest.
+    Stop,
+}
+
+impl MigrateArgs {
+    fn request(&self) -> StartMigration {
+        StartMigration {
+            to: self.to.clone(),
+            transport: self.transport,
+            max_downtime_ms: self.max_downtime.map(|time| time.as_secs_f64() * 1e3),
+            bandwidth_bps: self.bandwidth,
+            channels: self.channels,
+            verify: self.verify.map(|verify| match verify {
+                VerifyArg::Off => Verify::Off,
+                VerifyArg::Before => Verify::Before,
+                VerifyArg::After => Verify::After,
+            }),
+            timeout_s: self.timeout.map(|time| time.as_secs_f64()),
+            on_timeout: self.on_timeout.map(|action| match action {
+                OnTimeoutArg::Cancel => OnTimeout::Cancel,
+                OnTimeoutArg::Stop => OnTimeout::Stop,
+            }),
+            max_iterations: self.max_iterations,
+            ..StartMigration::default()
+        }
+    }
+}
+
+pub async fn run(client: &ApiClient, output: Output, args: MigrateArgs) -> Result<ExitCode> {
+    let path = format!("/v1/vms/{}/migrations", args.vm);
+    let begun: MigrationRecord = client.post(&path, &args.request(), ApiClient::PATIENCE).await?;
+    if !args.watch {
+        output
+            .value(&begun, |record| format!("migration {} of {} to {}", record.id, args.vm, record.peer))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let ended = progress::watch(client, &begun.id, !output.json).await?;
+    output.value(&ended, record_for_people)?;
+    let completed = ended.state == Some(MigrationState::Completed);
+    Ok(if completed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

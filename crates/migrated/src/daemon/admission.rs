@@ -1,0 +1,93 @@
+//! Whether a guest can come here: everything that would stop it later is found now, before its
+//! first byte moves, and all of it is told at once.
+
+use migrated_api::{PrepareIncoming, Reason};
+use migrated_control::TlsFiles;
+use migrated_wire::{MigrationId, PROTOCOL, VersionRange};
+
+use super::{Daemon, DaemonError, spec};
+use crate::config::MAX_CHANNELS;
+
+/// A guest that may come.
+pub struct Admitted {
+    /// The migration's id, parsed.
+    pub migration: MigrationId,
+    /// Our identity for its transport.
+    pub tls: Option<TlsFiles>,
+    /// Most page channels to accept.
+    pub max_channels: u16,
+}
+
+impl Daemon {
+    /// Judges a guest by what its source says of it. Name, id and memory are judged when it is registered.
+    pub(super) fn admit(&self, request: &PrepareIncoming) -> Result<Admitted, Vec<Reason>> {
+        let mut reasons = Vec::new();
+        let mut refuse = |code: &str, detail: String| reasons.push(Reason { code: code.into(), detail });
+
+        let theirs = VersionRange { min: request.protocol.min, max: request.protocol.max };
+        if PROTOCOL.common(theirs).is_none() {
+            refuse(
+                "protocol_version",
+                format!(
+                    "the source speaks versions {} to {} of the protocol, this host {} to {}; update the older",
+                    theirs.min, theirs.max, PROTOCOL.min, PROTOCOL.max
+                ),
+            );
+        }
+        let migration = request.migration.parse::<MigrationId>();
+        if migration.is_err() || !spec::is_id(&request.migration) || !spec::is_id(&request.vm) {
+            refuse("invalid_id", "`migration` and `vm` must be 32 hex digits".into());
+        } else if self.migration(&request.migration).is_ok() {
+            refuse(
+                "migration_id_taken",
+                format!("this host knows a migration {} already", request.migration),
+            );
+        }
+        let tls = self.config.transport(request.transport).unwrap_or_else(|why| {
+            refuse("transport_unavailable", why);
+            None
+        });
+        if request.channels.is_some_and(|n| !(1..=MAX_CHANNELS).contains(&n)) {
+            refuse("invalid_channels", format!("`channels` must be 1 to {MAX_CHANNELS}"));
+        }
+        let ram = &request.description.ram;
+        if let Err(e) = ram.validate() {
+            refuse("invalid_ram_layout", e.to_string());
+        } else if ram.total_bytes() != request.spec.memory_bytes {
+            refuse(
+                "invalid_ram_layout",
+                format!(
+                    "{} bytes in RAM blocks, {} in the specification",
+                    ram.total_bytes(),
+                    request.spec.memory_bytes
+                ),
+            );
+        }
+        match self.kvm() {
+            Ok(kvm) => reasons.extend(spec::faults(&request.spec, kvm.max_vcpus)),
+            Err(e) => reasons.push(e.to_reason()),
+        }
+        match (migration, reasons.is_empty()) {
+            (Ok(migration), true) => {
+                Ok(Admitted { migration, tls, max_channels: request.channels.unwrap_or(MAX_CHANNELS) })
+            }
+            _ => Err(reasons),
+        }
+    }
+
+    /// What would also be refused at registration, for a guest that is refused already.
+    pub(super) fn registration_faults(&self, request: &PrepareIncoming) -> Vec<Reason> {
+        let vms = self.vms.lock();
+        let mut reasons = Vec::new();
+        if vms.contains_key(&request.vm) {
+            reasons.push(DaemonError::IdTaken(request.vm.clone()).to_reason());
+        }
+        if vms.values().any(|vm| vm.spec.name == request.spec.name) {
+            reasons.push(DaemonError::NameTaken(request.spec.name.clone()).to_reason());
+        }
+        let room =
+            super::memory::check_room(&self.config.guests, &request.spec, vms.values().map(AsRef::as_ref));
+        reasons.extend(room.map_err(|e| DaemonError::NoRoom(e).to_reason()).err());
+        reasons
+    }
+}

@@ -1,0 +1,149 @@
+use migrated_api::{MigrationState, Reason, VmState};
+use migrated_control::{ClientError, ControlError};
+use thiserror::Error;
+
+/// Why the daemon does not do what it was asked. The text says what a person would do next.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// No such VM on this host.
+    #[error("there is no VM {0:?} on this host; `migrated vm list` shows those that are")]
+    VmNotFound(String),
+    /// No such migration.
+    #[error("this host knows no migration {0:?}; `migrated migration list` shows those that it knows")]
+    MigrationNotFound(String),
+    /// Two VMs of one name.
+    #[error("a VM named {0:?} is on this host already; choose another name or delete that one")]
+    NameTaken(String),
+    /// Two VMs of one id: the same VM twice.
+    #[error("the VM {0} is on this host already, or still coming in")]
+    IdTaken(String),
+    /// A specification or request that can't be right on any host.
+    #[error("the request is not valid: {}", in_words(.0))]
+    Invalid(Vec<Reason>),
+    /// Too little RAM.
+    #[error(transparent)]
+    NoRoom(#[from] super::memory::NoRoom),
+    /// KVM can't be used.
+    #[error("{0}")]
+    Kvm(String),
+    /// The VM process says no.
+    #[error(transparent)]
+    Vm(#[from] ControlError),
+    /// The VM process does not talk.
+    #[error("VM {vm}: {source}")]
+    VmUnreachable {
+        /// Which VM.
+        vm: String,
+        /// How it showed.
+        #[source]
+        source: ClientError,
+    },
+    /// The VM process ended.
+    #[error("the VM process of {vm} ended: {reason}")]
+    VmDied {
+        /// Which VM.
+        vm: String,
+        /// What it left as its reason, or how it was killed.
+        reason: String,
+    },
+    /// Not in this state.
+    #[error("VM {vm} is {state}; it must be {wanted} for that")]
+    WrongState {
+        /// Which VM.
+        vm: String,
+        /// Its state.
+        state: VmState,
+        /// Which states would do.
+        wanted: &'static str,
+    },
+    /// A VM takes part in one migration at a time.
+    #[error("VM {vm} is in migration {migration}; wait for its end, or cancel it")]
+    MigrationInProgress {
+        /// Which VM.
+        vm: String,
+        /// Which migration.
+        migration: String,
+    },
+    /// Too late to cancel.
+    #[error("migration {id} is {state} and can't be cancelled any more")]
+    NotCancellable {
+        /// Which migration.
+        id: String,
+        /// Its state.
+        state: MigrationState,
+    },
+    /// A destination that is neither configured nor a URL.
+    #[error("{0}")]
+    PeerUnknown(String),
+    /// A transport that this host is not set up for.
+    #[error("{0}")]
+    Transport(String),
+    /// The guest can't come here.
+    #[error("this host can't take the guest: {}", in_words(.0))]
+    AdmissionRefused(Vec<Reason>),
+    /// A commit's fate can't be told at the moment.
+    #[error("can't tell yet what became of migration {id}: {reason}; ask again")]
+    Unresolved {
+        /// Which migration.
+        id: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The system refused something with files or processes.
+    #[error("{what}: {source}")]
+    Local {
+        /// What was tried.
+        what: String,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn in_words(reasons: &[Reason]) -> String {
+    reasons.iter().map(|reason| reason.detail.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+impl DaemonError {
+    /// Stable and machine-readable.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::VmNotFound(_) => "vm_not_found",
+            Self::MigrationNotFound(_) => "migration_not_found",
+            Self::NameTaken(_) => "vm_name_taken",
+            Self::IdTaken(_) => "vm_id_taken",
+            Self::Invalid(_) => "invalid_request",
+            Self::NoRoom(_) => "insufficient_memory",
+            Self::Kvm(_) => "kvm_unavailable",
+            Self::Vm(error) => &error.code,
+            Self::VmUnreachable { .. } => "vm_process_unreachable",
+            Self::VmDied { .. } => "vm_process_died",
+            Self::WrongState { .. } => "wrong_vm_state",
+            Self::MigrationInProgress { .. } => "migration_in_progress",
+            Self::NotCancellable { .. } => "migration_not_cancellable",
+            Self::PeerUnknown(_) => "peer_unknown",
+            Self::Transport(_) => "transport_unavailable",
+            Self::AdmissionRefused(_) => "admission_refused",
+            Self::Unresolved { .. } => "unresolved",
+            Self::Local { .. } => "host_error",
+        }
+    }
+
+    /// Every single thing that was wrong, where there may be several.
+    pub fn reasons(&self) -> &[Reason] {
+        match self {
+            Self::Invalid(reasons) | Self::AdmissionRefused(reasons) => reasons,
+            _ => &[],
+        }
+    }
+
+    /// As one of several reasons.
+    pub fn to_reason(&self) -> Reason {
+        Reason { code: self.code().to_owned(), detail: self.to_string() }
+    }
+
+    /// For `map_err` on I/O.
+    pub fn local(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Local { what: what.into(), source }
+    }
+}

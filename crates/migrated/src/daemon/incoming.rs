@@ -1,0 +1,134 @@
+//! A migration at its destination: admitted, prepared, and cleared away when the guest doesn't come.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use migrated_api::{MigrationRecord, MigrationState, PrepareIncoming, Prepared, RecordRole};
+use migrated_control::{IncomingPlan, Request, StartedAt, VmStart, VmState};
+use migrated_wire::Token;
+
+use super::admission::Admitted;
+use super::migration::Migration;
+use super::vm::{Vm, unix_ms};
+use super::{Daemon, DaemonError, fill_random};
+
+/// How long an empty VM waits for its source to connect.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long an incoming VM may take to go away when its source gave up.
+const CLEARING: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    /// Gets ready for a guest: an empty VM process listens for it when this returns.
+    pub async fn prepare(self: &Arc<Self>, request: PrepareIncoming) -> Result<Prepared, DaemonError> {
+        let admitted = match self.admit(&request) {
+            Ok(admitted) => admitted,
+            Err(mut reasons) => {
+                reasons.extend(self.registration_faults(&request));
+                return Err(DaemonError::AdmissionRefused(reasons));
+            }
+        };
+        let registered = self.register(request.vm.clone(), request.spec.clone(), VmState::Incoming);
+        let vm = registered.map_err(|_| DaemonError::AdmissionRefused(self.registration_faults(&request)))?;
+        match self.enter_incoming(&request, &admitted) {
+            Ok(migration) => self.launch_incoming(&vm, &migration, request, admitted).await,
+            Err(e) => {
+                self.forget(&vm);
+                Err(e)
+            }
+        }
+    }
+
+    fn enter_incoming(
+        &self,
+        request: &PrepareIncoming,
+        admitted: &Admitted,
+    ) -> Result<Arc<Migration>, DaemonError> {
+        let record = MigrationRecord {
+            id: request.migration.clone(),
+            vm: request.vm.clone(),
+            role: RecordRole::Destination,
+            peer: request.source.clone(),
+            transport: request.transport.name().to_owned(),
+            state: Some(MigrationState::Negotiating),
+            started_unix_ms: unix_ms(SystemTime::now()),
+            ..MigrationRecord::default()
+        };
+        self.enter(Migration::new(admitted.migration, request.source.clone(), request.epoch, record))
+    }
+
+    async fn launch_incoming(
+        self: &Arc<Self>,
+        vm: &Arc<Vm>,
+        migration: &Arc<Migration>,
+        request: PrepareIncoming,
+        admitted: Admitted,
+    ) -> Result<Prepared, DaemonError> {
+        vm.set_migration(&request.migration);
+        let mut secret = [0; 32];
+        fill_random(&mut secret)?;
+        let token = Token(secret);
+        let plan = IncomingPlan {
+            migration: migration.id,
+            vm: request.vm,
+            token,
+            epoch: request.epoch,
+            spec: request.spec,
+            description: request.description,
+            transport: request.transport,
+            tls: admitted.tls,
+            ip: self.config.migration_ip(),
+            ports: self.config.migration_ports(),
+            verify: request.verify,
+            max_channels: admitted.max_channels,
+            epoch_file: self.store.epoch_file(&request.migration),
+            peer: request.source,
+            patience_ms: PATIENCE.as_millis() as u64,
+            started: StartedAt { unix_ms: migration.record().started_unix_ms, elapsed_ms: 0.0 },
+        };
+        let launched = self.launch(vm, VmStart::Incoming(Box::new(plan))).await;
+        let endpoints = launched.inspect_err(|e| {
+            self.end(migration, MigrationState::Failed, e.code(), e.to_string());
+        })?;
+        Ok(Prepared {
+            endpoints,
+            server_name: Some(self.config.server_name().to_owned()),
+            token: token.to_hex(),
+            epoch: request.epoch,
+            max_channels: admitted.max_channels,
+        })
+    }
+
+    /// The source gave up. A guest that was committed stays.
+    pub async fn give_up_incoming(&self, id: &str) -> Result<(), DaemonError> {
+        let migration = self.incoming(id)?;
+        let vm = self.vms.lock().get(&migration.vm()).cloned();
+        let Some(vm) = vm.filter(|vm| vm.state().0 == VmState::Incoming) else {
+            return match migration.state() {
+                MigrationState::Failed | MigrationState::Cancelled => Ok(()),
+                state => Err(DaemonError::NotCancellable { id: id.to_owned(), state }),
+            };
+        };
+        vm.client()?
+            .perform(Request::CancelMigration { migration: migration.id })
+            .await
+            .map_err(|e| vm.failed(e))?;
+        if !vm.wait_gone(CLEARING).await {
+            tracing::warn!(
+                vm = vm.id,
+                migration = id,
+                "the VM process of a cancelled migration is still there"
+            );
+        }
+        Ok(())
+    }
+
+    /// The migration of that id that came, or was to come, here.
+    pub(super) fn incoming(&self, id: &str) -> Result<Arc<Migration>, DaemonError> {
+        let migration = self.migration(id)?;
+        if migration.role() == RecordRole::Destination {
+            Ok(migration)
+        } else {
+            Err(DaemonError::MigrationNotFound(id.to_owned()))
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Making, pausing, resuming and deleting a VM.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use migrated_control::{ClientError, ControlClient, Request, Response, VmSpec, VmStart, VmState};
+
+use super::process::{Exit, ProcessId};
+use super::vm::Vm;
+use super::{Daemon, DaemonError, new_id, spec};
+
+/// How long a new VM process may take to answer at all.
+const GREETING: Duration = Duration::from_secs(20);
+/// How long a VM process may take to exit when it was asked to.
+const EXIT: Duration = Duration::from_secs(10);
+/// Slowest first touch of memory to reckon with, in bytes a second.
+const SLOWEST_PREFAULT: u64 = 100 << 20;
+
+impl Daemon {
+    /// Makes a VM and boots it.
+    pub async fn create_vm(self: &Arc<Self>, spec: VmSpec) -> Result<Arc<Vm>, DaemonError> {
+        let faults = spec::faults(&spec, self.kvm()?.max_vcpus);
+        if !faults.is_empty() {
+            return Err(DaemonError::Invalid(faults));
+        }
+        let vm = self.register(new_id()?.to_string(), spec.clone(), VmState::Starting)?;
+        self.launch(&vm, VmStart::Boot(spec)).await?;
+        Ok(vm)
+    }
+
+    /// Starts a registered VM's process and waits until the VM is made. When it can't be, nothing is left of it.
+    pub(super) async fn launch(
+        self: &Arc<Self>,
+        vm: &Arc<Vm>,
+        start: VmStart,
+    ) -> Result<Vec<SocketAddr>, DaemonError> {
+        let launched = self.try_launch(vm, start).await;
+        if launched.is_err() {
+            if let Some(process) = vm.process() {
+                process.kill();
+                vm.wait_gone(EXIT).await;
+            }
+            self.forget(vm);
+        }
+        launched
+    }
+
+    async fn try_launch(
+        self: &Arc<Self>,
+        vm: &Arc<Vm>,
+        start: VmStart,
+    ) -> Result<Vec<SocketAddr>, DaemonError> {
+        let local = |what: &str| {
+            DaemonError::local(format!("can't start the VM process of {}: {what}", vm.spec.name))
+        };
+        self.store.create_vm(&vm.id, &vm.spec).map_err(local("its directory"))?;
+        vm.dir.write_start(&start).map_err(|e| local("its start file")(std::io::Error::other(e)))?;
+        let child = self.ground.vm_command.spawn(&vm.dir).map_err(local("its program"))?;
+        let process = child.id().and_then(ProcessId::of);
+        let mut exit = Exit::Child(child);
+        let Some(process) = process else {
+            return Err(self.died(vm, exit.wait().await));
+        };
+        vm.set_process(process.clone());
+        self.store.write_process(&vm.dir, &process).map_err(local("its pid file"))?;
+        let socket = vm.dir.control_socket();
+        let connected = tokio::select! {
+            connected = ControlClient::connect(&socket, GREETING) => connected,
+            how = exit.wait() => {
+                vm.set_gone();
+                return Err(self.died(vm, how));
+            }
+        };
+        // From here the supervisor waits for its end, also when it gave no greeting.
+        let (client, events) = match connected {
+            Ok((client, events)) => (Ok(client.clone()), Some((client, events))),
+            Err(e) => (Err(e), None),
+        };
+        tokio::spawn(Arc::clone(self).supervise(Arc::clone(vm), events, exit));
+        self.await_ready(vm, client).await
+    }
+
+    async fn await_ready(
+        &self,
+        vm: &Vm,
+        client: Result<ControlClient, ClientError>,
+    ) -> Result<Vec<SocketAddr>, DaemonError> {
+        let patience = GREETING + Duration::from_secs(vm.spec.memory_bytes / SLOWEST_PREFAULT);
+        let asked = match client {
+            Ok(client) => client.request_within(Request::AwaitReady, patience).await,
+            Err(e) => Err(e),
+        };
+        match asked {
+            Ok(Response::Ready { endpoints }) => Ok(endpoints),
+            Ok(_) => Err(ClientError::Unexpected("another answer than that it is ready")),
+            Err(ClientError::Refused(refusal)) => return Err(DaemonError::Vm(refusal)),
+            // It can't be reached because it died: its own reason says more.
+            Err(_) if vm.wait_gone(Duration::from_secs(1)).await => {
+                return Err(self.died(vm, vm.state().1.unwrap_or_default()));
+            }
+            Err(e) => Err(e),
+        }
+        .map_err(|source| DaemonError::VmUnreachable { vm: vm.spec.name.clone(), source })
+    }
+
+    fn died(&self, vm: &Vm, how: String) -> DaemonError {
+        let log = std::fs::read_to_string(vm.dir.log()).unwrap_or_default();
+        let last_line = log.trim_end().lines().next_back().unwrap_or_default();
+        match vm.dir.read_exit() {
+            Some(report) => DaemonError::Vm(migrated_control::ControlError::new(
+                migrated_control::ErrorKind::Internal,
+                report.code,
+                report.message,
+            )),
+            None if last_line.is_empty() => DaemonError::VmDied { vm: vm.spec.name.clone(), reason: how },
+            None => DaemonError::VmDied {
+                vm: vm.spec.name.clone(),
+                reason: format!("{how}; it said: {last_line}"),
+            },
+        }
+    }
+
+    /// Stops a VM's vCPUs.
+    pub async fn pause(&self, vm: &Vm) -> Result<(), DaemonError> {
+        self.switch(vm, Request::Pause, VmState::Paused).await
+    }
+
+    /// Runs a VM's vCPUs.
+    pub async fn resume(&self, vm: &Vm) -> Result<(), DaemonError> {
+        self.switch(vm, Request::Resume, VmState::Running).await
+    }
+
+    async fn switch(&self, vm: &Vm, request: Request, to: VmState) -> Result<(), DaemonError> {
+        vm.refuse_if_migrating()?;
+        let (state, _) = vm.state();
+        if !matches!(state, VmState::Running | VmState::Paused) {
+            let vm = vm.spec.name.clone();
+            return Err(DaemonError::WrongState { vm, state, wanted: "running or paused" });
+        }
+        vm.client()?.perform(request).await.map_err(|e| vm.failed(e))?;
+        vm.set_state(to, None);
+        Ok(())
+    }
+
+    /// Ends a VM and removes everything of it.
+    pub async fn delete(&self, vm: &Vm) -> Result<(), DaemonError> {
+        vm.refuse_if_migrating()?;
+        if !vm.is_gone() {
+            let asked = match vm.client() {
+                Ok(client) => client.perform(Request::Shutdown).await.is_ok(),
+                Err(_) => false,
+            };
+            if !(asked && vm.wait_gone(EXIT).await) {
+                tracing::warn!(vm = vm.id, "the VM process does not exit when asked: killing it");
+                vm.process().inspect(ProcessId::kill);
+                vm.wait_gone(EXIT).await;
+            }
+        }
+        self.forget(vm);
+        Ok(())
+    }
+}
+
+impl Vm {
+    /// An error of the connection to its process, as the daemon's.
+    pub(super) fn failed(&self, error: ClientError) -> DaemonError {
+        match error {
+            ClientError::Refused(refusal) => DaemonError::Vm(refusal),
+            source => DaemonError::VmUnreachable { vm: self.spec.name.clone(), source },
+        }
+    }
+}

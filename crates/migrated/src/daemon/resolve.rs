@@ -1,0 +1,117 @@
+//! What became of a commit whose acknowledgement was lost.
+//!
+//! Between the commit and its ack the source does not know which host may run the guest. It stays
+//! paused and its daemon asks the destination's, for as long as it takes: guessing would run two
+//! copies, or none. The destination answers from the VM process that knows, or, when that is gone,
+//! from the epoch that it recorded before its first instruction.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use migrated_api::{MigrationState, ResolveAnswer, ResolveRequest};
+use migrated_control::{PendingResolution, Request, Resolution, Response, VmState, read_epoch};
+
+use super::migration::Migration;
+use super::vm::Vm;
+use super::{Daemon, DaemonError};
+
+/// Between the first two questions; then twice as long each time, up to [`LONGEST`].
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(5);
+/// How long one question may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Daemon {
+    /// Asks the destination what became of a VM's commit, and tells the VM process.
+    pub(super) fn resolve(self: &Arc<Self>, vm: &Arc<Vm>, pending: &PendingResolution) {
+        let Ok(migration) = self.migration(&pending.migration.to_string()) else {
+            tracing::error!(vm = vm.id, migration = %pending.migration, "a commit of a migration not known here");
+            return;
+        };
+        self.spawn_resolving(vm, &migration);
+    }
+
+    /// The same for a VM whose process died after it had sent the commit.
+    pub(super) fn resolve_after_death(self: &Arc<Self>, vm: &Arc<Vm>, migration: &Arc<Migration>) {
+        self.spawn_resolving(vm, migration);
+    }
+
+    fn spawn_resolving(self: &Arc<Self>, vm: &Arc<Vm>, migration: &Arc<Migration>) {
+        if !migration.begin_resolving() {
+            return;
+        }
+        let (daemon, vm, migration) = (Arc::clone(self), Arc::clone(vm), Arc::clone(migration));
+        tokio::spawn(async move {
+            let mut pause = SHORTEST;
+            while !migration.state().is_final() {
+                match daemon.try_resolve(&vm, &migration).await {
+                    Ok(()) => break,
+                    Err(reason) => {
+                        tracing::warn!(vm = vm.id, migration = %migration.id, reason, "a commit is unresolved");
+                    }
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST);
+            }
+            migration.end_resolving();
+        });
+    }
+
+    async fn try_resolve(&self, vm: &Vm, migration: &Migration) -> Result<(), String> {
+        let peer = self.peer(&migration.peer).map_err(|e| e.to_string())?;
+        let path = format!("/v1/incoming/{}/resolve", migration.id);
+        let request = ResolveRequest { epoch: migration.epoch };
+        let ResolveAnswer { answer } =
+            peer.post(&path, &request, PATIENCE).await.map_err(|e| e.to_string())?;
+        if answer == Resolution::Unknown {
+            return Err(format!(
+                "{} knows nothing of the migration; the guest stays paused here. If its state directory is lost \
+                 for good and no copy of the guest runs there, delete the VM or restart it by hand",
+                migration.peer
+            ));
+        }
+        if vm.is_gone() {
+            self.settle_dead(vm, migration, answer);
+            return Ok(());
+        }
+        let client = vm.client().map_err(|e| e.to_string())?;
+        let known = Request::ResolutionKnown { migration: migration.id, epoch: migration.epoch, answer };
+        client.perform(known).await.map_err(|e| e.to_string())
+    }
+
+    /// The source's VM process died with its commit under way, and now its fate is known.
+    fn settle_dead(&self, vm: &Vm, migration: &Migration, answer: Resolution) {
+        if answer == Resolution::Committed {
+            self.update(migration, migration.ended(MigrationState::Completed, None));
+            vm.set_state(VmState::MigratedAway, None);
+            self.forget(vm);
+        } else {
+            let message = "the VM process died after it had sent the commit, and the guest never ran at the \
+                           destination: it is lost";
+            self.end(migration, MigrationState::Failed, "vm_process_died", message);
+        }
+    }
+
+    /// Asked by a source: what became of its commit of `epoch`?
+    pub async fn answer_resolve(&self, id: &str, epoch: u64) -> Result<Resolution, DaemonError> {
+        let Ok(migration) = self.incoming(id) else { return Ok(Resolution::Unknown) };
+        let unresolved = |reason: String| DaemonError::Unresolved { id: id.to_owned(), reason };
+        let vm = self.vms.lock().get(&migration.vm()).cloned();
+        if let Some(vm) = vm.filter(|vm| !vm.is_gone()) {
+            let client = vm.client().map_err(|e| unresolved(e.to_string()))?;
+            let asked = client.request(Request::Resolve { migration: migration.id, epoch }).await;
+            return match asked {
+                Ok(Response::Resolution(answer)) => Ok(answer),
+                Ok(_) => Err(unresolved("the VM process gave another answer".into())),
+                Err(e) => Err(unresolved(e.to_string())),
+            };
+        }
+        // No process: it never will run the guest, so only the record counts.
+        let recorded = read_epoch(&self.store.epoch_file(id));
+        match recorded.map_err(|e| unresolved(format!("its epoch record can't be read: {e}")))? {
+            Some(committed) if committed == epoch => Ok(Resolution::Committed),
+            Some(committed) => Err(unresolved(format!("epoch {committed} is recorded, not {epoch}"))),
+            None => Ok(Resolution::NeverRan),
+        }
+    }
+}

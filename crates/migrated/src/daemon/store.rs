@@ -1,0 +1,143 @@
+//! The state directory: what a daemon leaves for the one after it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use migrated_api::RecordRole;
+use migrated_control::{VmDir, VmSpec, write_atomic};
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::migration::{Migration, StoredMigration};
+use super::process::ProcessId;
+use super::spec::is_id;
+
+/// The state directory, held by one daemon at a time.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the directory, making it where it is missing, and locks it.
+    pub fn open(root: &Path) -> Result<Self> {
+        let what = || format!("can't use the state directory {}", root.display());
+        for dir in [root.to_owned(), root.join("vms"), root.join("migrations")] {
+            make_dir(&dir).with_context(what)?;
+        }
+        let root = root.canonicalize().with_context(what)?;
+        let lock = File::create(root.join("lock")).with_context(what)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .with_context(|| format!("{}: another daemon runs on it", what()))?;
+        Ok(Self { root, _lock: lock })
+    }
+
+    /// The directory of a VM, whether or not it exists.
+    pub fn vm_dir(&self, id: &str) -> VmDir {
+        VmDir::new(self.root.join("vms").join(id))
+    }
+
+    /// Makes the directory of a new VM and writes its specification.
+    pub fn create_vm(&self, id: &str, spec: &VmSpec) -> io::Result<VmDir> {
+        let dir = self.vm_dir(id);
+        make_dir(dir.path())?;
+        write_json(&dir.spec(), spec)?;
+        Ok(dir)
+    }
+
+    /// Removes the directory of a VM.
+    pub fn remove_vm(&self, dir: &VmDir) {
+        match fs::remove_dir_all(dir.path()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("can't remove {}: {e}; remove it by hand", dir.path().display());
+            }
+            _ => {}
+        }
+    }
+
+    /// Ids of all VMs that have a directory.
+    pub fn vm_ids(&self) -> io::Result<Vec<String>> {
+        ids(&self.root.join("vms"))
+    }
+
+    /// Remembers which process a VM's is.
+    pub fn write_process(&self, dir: &VmDir, process: &ProcessId) -> io::Result<()> {
+        write_json(&dir.pid(), process)
+    }
+
+    /// Which process a VM's was.
+    pub fn read_process(&self, dir: &VmDir) -> Option<ProcessId> {
+        read_json(&dir.pid()).ok()
+    }
+
+    /// Where the committed epoch of a migration is recorded at its destination.
+    pub fn epoch_file(&self, migration: &str) -> PathBuf {
+        self.root.join("migrations").join(migration).join("epoch")
+    }
+
+    /// Keeps a migration.
+    pub fn write_migration(&self, migration: &Migration) -> io::Result<()> {
+        let dir = self.root.join("migrations").join(migration.id.to_string());
+        make_dir(&dir)?;
+        write_json(&dir.join(file_name(migration.role())), &migration.to_stored())
+    }
+
+    /// Forgets a migration.
+    pub fn remove_migration(&self, id: &str) {
+        if let Err(e) = fs::remove_dir_all(self.root.join("migrations").join(id)) {
+            tracing::warn!(migration = id, "can't remove an old migration's record: {e}");
+        }
+    }
+
+    /// All migrations kept.
+    pub fn migrations(&self) -> io::Result<Vec<Migration>> {
+        let mut migrations = Vec::new();
+        for id in ids(&self.root.join("migrations"))? {
+            let dir = self.root.join("migrations").join(&id);
+            let Ok(number) = id.parse() else { continue };
+            for role in [RecordRole::Source, RecordRole::Destination] {
+                let path = dir.join(file_name(role));
+                match read_json::<StoredMigration>(&path) {
+                    Ok(stored) => {
+                        migrations.push(Migration::new(number, stored.peer, stored.epoch, stored.record));
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => tracing::warn!("{}: {e}; the record is left as it is", path.display()),
+                }
+            }
+        }
+        Ok(migrations)
+    }
+}
+
+const fn file_name(role: RecordRole) -> &'static str {
+    match role {
+        RecordRole::Source => "source.json",
+        RecordRole::Destination => "destination.json",
+    }
+}
+
+fn ids(dir: &Path) -> io::Result<Vec<String>> {
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        ids.extend(entry?.file_name().into_string().ok().filter(|name| is_id(name)));
+    }
+    Ok(ids)
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    write_atomic(path, &serde_json::to_vec_pretty(value)?)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}

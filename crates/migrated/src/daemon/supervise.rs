@@ -1,0 +1,208 @@
+//! Watching one VM process: what it tells, when its connection breaks, and how it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use migrated_api::{MigrationState, RecordRole};
+use migrated_control::{
+    ClientError, ControlClient, Event, ExitReport, Request, Response, VmState, read_epoch,
+};
+use tokio::sync::mpsc;
+
+use super::process::Exit;
+use super::vm::Vm;
+use super::{Daemon, Migration};
+
+type Connection = (ControlClient, mpsc::Receiver<Event>);
+
+/// Between attempts to reach a VM process that lives and does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long an exited process's last words may take to arrive: they are in the socket already.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+impl Daemon {
+    /// Follows a VM process until it ends.
+    pub(super) async fn supervise(
+        self: Arc<Self>,
+        vm: Arc<Vm>,
+        connection: Option<Connection>,
+        mut exit: Exit,
+    ) {
+        let mut events = None;
+        if let Some((client, receiver)) = connection {
+            vm.set_client(Some(client));
+            events = Some(receiver);
+        }
+        let how = loop {
+            let Some(receiver) = &mut events else {
+                tokio::select! {
+                    how = exit.wait() => break how,
+                    connected = self.reconnect(&vm) => events = Some(connected),
+                }
+                continue;
+            };
+            tokio::select! {
+                how = exit.wait() => break how,
+                event = receiver.recv() => match event {
+                    Some(event) => self.on_event(&vm, event),
+                    None => {
+                        vm.set_client(None);
+                        events = None;
+                    }
+                }
+            }
+        };
+        if let Some(mut receiver) = events {
+            let drained = async {
+                while let Some(event) = receiver.recv().await {
+                    self.on_event(&vm, event);
+                }
+            };
+            let _ = tokio::time::timeout(LAST_WORDS, drained).await;
+        }
+        self.on_exit(&vm, how);
+    }
+
+    async fn reconnect(self: &Arc<Self>, vm: &Arc<Vm>) -> mpsc::Receiver<Event> {
+        loop {
+            match ControlClient::connect(&vm.dir.control_socket(), ControlClient::PATIENCE).await {
+                Ok((client, events)) => {
+                    vm.set_client(Some(client.clone()));
+                    match self.catch_up(vm, &client).await {
+                        Ok(()) => return events,
+                        Err(e) => tracing::warn!(vm = vm.id, "the VM process does not say how it is: {e}"),
+                    }
+                    vm.set_client(None);
+                }
+                Err(e) => {
+                    if matches!(e, ClientError::Version(_)) {
+                        let (state, _) = vm.state();
+                        vm.set_state(state, Some(e.to_string()));
+                    }
+                    tracing::warn!(vm = vm.id, "can't connect to the VM process: {e}");
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Learns what happened while nobody listened.
+    pub(super) async fn catch_up(
+        self: &Arc<Self>,
+        vm: &Arc<Vm>,
+        client: &ControlClient,
+    ) -> Result<(), ClientError> {
+        let status = client.status().await?;
+        vm.set_state(status.state, status.reason);
+        if let Some(id) = vm.migration() {
+            let Ok(migration) = self.migration(&id) else { return Ok(()) };
+            match client.request(Request::MigrationRecord { migration: migration.id }).await {
+                Ok(Response::Record(record)) => self.on_record(vm, *record),
+                Ok(_) => return Err(ClientError::Unexpected("another answer than a record")),
+                Err(ClientError::Refused(_)) => self.end(
+                    &migration,
+                    MigrationState::Failed,
+                    "daemon_restarted",
+                    "the daemon ended before it had handed the migration to the VM process; start it again",
+                ),
+                Err(e) => return Err(e),
+            }
+        }
+        if let Some(pending) = status.unresolved {
+            self.resolve(vm, &pending);
+        }
+        Ok(())
+    }
+
+    fn on_event(self: &Arc<Self>, vm: &Arc<Vm>, event: Event) {
+        match event {
+            Event::VmState { state, reason } => vm.set_state(state, reason),
+            Event::MigrationRecord(record) => self.on_record(vm, *record),
+            Event::NeedsResolution(pending) => self.resolve(vm, &pending),
+            Event::Exiting { reason } => tracing::info!(vm = vm.id, reason, "the VM process exits"),
+        }
+    }
+
+    fn on_record(&self, vm: &Vm, record: migrated_api::MigrationRecord) {
+        let Ok(migration) = self.migration(&record.id) else {
+            tracing::warn!(vm = vm.id, migration = record.id, "record of a migration that is not known here");
+            return;
+        };
+        match (migration.role(), record.state) {
+            (RecordRole::Source, Some(MigrationState::Completed)) => {
+                vm.set_state(VmState::MigratedAway, None);
+            }
+            (RecordRole::Destination, Some(MigrationState::Running | MigrationState::Completed))
+                if vm.state().0 == VmState::Incoming =>
+            {
+                vm.set_state(VmState::Running, None);
+            }
+            _ => {}
+        }
+        self.update(&migration, record);
+    }
+
+    /// A VM process is gone: what it was decides what remains of it.
+    pub(super) fn on_exit(self: &Arc<Self>, vm: &Arc<Vm>, how: String) {
+        let report = vm.dir.read_exit();
+        if let Some(record) = report.as_ref().and_then(|report| report.record.clone()) {
+            self.on_record(vm, *record);
+        }
+        let (state, reason) = match report {
+            Some(ExitReport { state, message, .. }) => (state, message),
+            None => (VmState::Failed, format!("the VM process ended: {how}")),
+        };
+        let migration = vm.migration().and_then(|id| self.migration(&id).ok());
+        let before = vm.state().0;
+        tracing::info!(vm = vm.id, name = vm.spec.name, %before, %state, reason, how, "VM process gone");
+        if state == VmState::MigratedAway || before == VmState::MigratedAway {
+            vm.set_state(VmState::MigratedAway, Some(reason));
+            vm.set_gone();
+            self.forget(vm);
+        } else if before == VmState::Incoming && !self.was_committed(vm, migration.as_deref()) {
+            if let Some(migration) = &migration {
+                self.end(migration, MigrationState::Failed, "vm_process_died", &reason);
+            }
+            vm.set_state(VmState::Incoming, Some(reason));
+            vm.set_gone();
+            self.forget(vm);
+        } else if before == VmState::Starting {
+            // Whoever is making it reports and clears it away.
+            vm.set_state(VmState::Starting, Some(reason));
+            vm.set_gone();
+        } else {
+            // Its process's memory is gone, whatever else it was.
+            vm.set_state(
+                if state == VmState::Stopped { state } else { VmState::Failed },
+                Some(reason.clone()),
+            );
+            vm.set_gone();
+            if let Some(migration) = migration {
+                self.end_after_death(vm, &migration, reason);
+            }
+        }
+    }
+
+    /// Whether the guest of an incoming VM may have run here. In doubt it may have.
+    fn was_committed(&self, vm: &Vm, migration: Option<&Migration>) -> bool {
+        let Some(migration) = migration else { return false };
+        match read_epoch(&self.store.epoch_file(&migration.id.to_string())) {
+            Ok(epoch) => epoch.is_some(),
+            Err(e) => {
+                tracing::error!(vm = vm.id, migration = %migration.id, "the epoch record can't be read: {e}");
+                true
+            }
+        }
+    }
+
+    fn end_after_death(self: &Arc<Self>, vm: &Arc<Vm>, migration: &Arc<Migration>, reason: String) {
+        let commit_sent =
+            matches!(migration.state(), MigrationState::Switchover | MigrationState::Indeterminate);
+        if migration.role() == RecordRole::Source && commit_sent {
+            self.resolve_after_death(vm, migration);
+        } else {
+            let message = format!("{reason}; the guest was in that process");
+            self.end(migration, MigrationState::Failed, "vm_process_died", message);
+        }
+    }
+}

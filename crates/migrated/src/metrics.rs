@@ -1,0 +1,284 @@
+//! Everything that a daemon counts: names, units, help and buckets in one table, and where the
+//! figures come from.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use metrics::{Unit, counter, gauge, histogram, with_local_recorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use migrated_api::{MigrationRecord, MigrationState, RecordRole, VmState};
+use serde::Serialize;
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts observations up to each of these bounds.
+    Histogram(&'static [f64]),
+}
+
+impl Kind {
+    /// Prometheus's word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram(_) => "histogram",
+        }
+    }
+}
+
+/// One metric.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Declared {
+    /// Its name, without the suffixes that Prometheus adds to a histogram.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// Its base unit, as the `metrics` crate names it.
+    pub unit: &'static str,
+    /// Its label names.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
+
+/// 1 ms to 10 s, fine where downtimes are.
+const DOWNTIME: &[f64] = &[
+    0.0001, 0.0002, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05,
+    0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0,
+];
+/// 50 ms to an hour.
+const DURATION: &[f64] =
+    &[0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
+/// 10 Mbit/s to 400 Gbit/s.
+const BIT_RATE: &[f64] = &[1e7, 1e8, 5e8, 1e9, 2.5e9, 5e9, 1e10, 2.5e10, 5e10, 1e11, 2e11, 4e11];
+const PAGE_RATE: &[f64] = &[1e2, 1e3, 1e4, 5e4, 1e5, 2.5e5, 5e5, 1e6, 2.5e6, 5e6, 1e7];
+const COUNT: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0];
+/// How often RAM crossed the wire.
+const RATIO: &[f64] = &[0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0];
+
+const MIGRATIONS: &str = "migrated_migrations_total";
+const DOWNTIME_SECONDS: &str = "migrated_downtime_seconds";
+const MIGRATION_SECONDS: &str = "migrated_migration_seconds";
+const SETUP_SECONDS: &str = "migrated_migration_setup_seconds";
+const BYTES: &str = "migrated_migration_bytes_total";
+const THROUGHPUT: &str = "migrated_migration_throughput_bits_per_second";
+const DIRTY_RATE: &str = "migrated_dirty_rate_pages_per_second";
+const ITERATIONS: &str = "migrated_migration_iterations";
+const WIRE_RATIO: &str = "migrated_migration_wire_to_ram_ratio";
+const ACTIVE: &str = "migrated_active_migrations";
+const VMS: &str = "migrated_vms";
+const BLOCKED: &str = "migrated_vcpu_blocked_seconds";
+
+/// All metrics.
+pub const DECLARED: &[Declared] = &[
+    Declared {
+        name: MIGRATIONS,
+        kind: Kind::Counter,
+        unit: "count",
+        labels: &["role", "mode", "outcome"],
+        help: "Migrations that ended, by this host's role and how they ended",
+    },
+    Declared {
+        name: DOWNTIME_SECONDS,
+        kind: Kind::Histogram(DOWNTIME),
+        unit: "seconds",
+        labels: &["mode", "part"],
+        help: "Time the guest stood still in migrations away from this host, whole and by part",
+    },
+    Declared {
+        name: MIGRATION_SECONDS,
+        kind: Kind::Histogram(DURATION),
+        unit: "seconds",
+        labels: &["mode", "outcome"],
+        help: "From the request until the source released the guest, or the end",
+    },
+    Declared {
+        name: SETUP_SECONDS,
+        kind: Kind::Histogram(DURATION),
+        unit: "seconds",
+        labels: &["mode"],
+        help: "From the request until the first page could flow",
+    },
+    Declared {
+        name: BYTES,
+        kind: Kind::Counter,
+        unit: "bytes",
+        labels: &["class"],
+        help: "Bytes of migrations away from this host: page payload (data), RAM that crossed as zero pages \
+               without payload (zero), everything else on the wire (state)",
+    },
+    Declared {
+        name: THROUGHPUT,
+        kind: Kind::Histogram(BIT_RATE),
+        unit: "bits_per_second",
+        labels: &["transport"],
+        help: "Page payload over the time that pages flowed",
+    },
+    Declared {
+        name: DIRTY_RATE,
+        kind: Kind::Histogram(PAGE_RATE),
+        unit: "count_per_second",
+        labels: &[],
+        help: "Pages that guests dirtied a second, one observation an iteration",
+    },
+    Declared {
+        name: ITERATIONS,
+        kind: Kind::Histogram(COUNT),
+        unit: "count",
+        labels: &["mode"],
+        help: "Rounds over the dirty pages of a completed migration",
+    },
+    Declared {
+        name: WIRE_RATIO,
+        kind: Kind::Histogram(RATIO),
+        unit: "count",
+        labels: &["mode"],
+        help: "Bytes on the wire over guest RAM of a completed migration",
+    },
+    Declared {
+        name: ACTIVE,
+        kind: Kind::Gauge,
+        unit: "count",
+        labels: &["role", "state"],
+        help: "Migrations that have not ended",
+    },
+    Declared { name: VMS, kind: Kind::Gauge, unit: "count", labels: &["state"], help: "VMs on this host" },
+    Declared {
+        name: BLOCKED,
+        kind: Kind::Gauge,
+        unit: "seconds",
+        labels: &[],
+        help: "Time that vCPUs of the VMs now on this host were kept from running by migration, all together",
+    },
+];
+
+/// A daemon's metrics.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    pub fn new() -> Result<Self> {
+        let mut builder = PrometheusBuilder::new();
+        for declared in DECLARED {
+            if let Kind::Histogram(bounds) = declared.kind {
+                builder = builder.set_buckets_for_metric(Matcher::Full(declared.name.to_owned()), bounds)?;
+            }
+        }
+        let recorder = builder.build_recorder();
+        with_local_recorder(&recorder, || {
+            for Declared { name, kind, unit, help, .. } in DECLARED.iter().copied() {
+                let unit = Unit::from_string(unit).unwrap_or(Unit::Count);
+                match kind {
+                    Kind::Counter => metrics::describe_counter!(name, unit, help),
+                    Kind::Gauge => metrics::describe_gauge!(name, unit, help),
+                    Kind::Histogram(_) => metrics::describe_histogram!(name, unit, help),
+                }
+            }
+        });
+        let handle = recorder.handle();
+        Ok(Self { recorder, handle })
+    }
+
+    /// Counts a migration that has just ended.
+    pub fn migration_ended(&self, record: &MigrationRecord) {
+        let outcome = record.state.map_or("unknown", MigrationState::name);
+        let mode = mode(record);
+        with_local_recorder(&self.recorder, || {
+            counter!(MIGRATIONS, "role" => role(record.role), "mode" => mode, "outcome" => outcome)
+                .increment(1);
+            if record.role != RecordRole::Source {
+                return;
+            }
+            histogram!(MIGRATION_SECONDS, "mode" => mode, "outcome" => outcome).record(record.total_ms / 1e3);
+            let data = record.iterations.iter().map(|iteration| iteration.bytes).sum::<u64>();
+            let zero = record.ram.pages_zero.saturating_mul(PAGE_SIZE);
+            counter!(BYTES, "class" => "data").increment(data);
+            counter!(BYTES, "class" => "zero").increment(zero);
+            counter!(BYTES, "class" => "state").increment(record.wire_bytes.sent.saturating_sub(data));
+            for iteration in &record.iterations {
+                histogram!(DIRTY_RATE).record(iteration.dirty_rate_pps);
+            }
+            if record.state == Some(MigrationState::Completed) {
+                completed(record, mode);
+            }
+        });
+    }
+
+    /// Everything as Prometheus reads it, with the VMs and active migrations of this moment.
+    pub fn render(
+        &self,
+        vms: &[VmState],
+        blocked_us: u64,
+        active: &[(RecordRole, MigrationState)],
+    ) -> String {
+        with_local_recorder(&self.recorder, || {
+            let mut by_state: BTreeMap<&str, u32> =
+                VmState::ALL.iter().map(|state| (state.name(), 0)).collect();
+            vms.iter().for_each(|state| *by_state.entry(state.name()).or_default() += 1);
+            by_state.into_iter().for_each(|(state, n)| gauge!(VMS, "state" => state).set(n));
+            for end in [RecordRole::Source, RecordRole::Destination] {
+                for state in MigrationState::ALL.into_iter().filter(|state| !state.is_final()) {
+                    let n = active.iter().filter(|is| **is == (end, state)).count();
+                    gauge!(ACTIVE, "role" => role(end), "state" => state.name()).set(n as f64);
+                }
+            }
+            gauge!(BLOCKED).set(blocked_us as f64 / 1e6);
+        });
+        self.handle.run_upkeep();
+        self.handle.render()
+    }
+}
+
+/// A page as records count them, in bytes.
+const PAGE_SIZE: u64 = 4096;
+
+fn completed(record: &MigrationRecord, mode: &'static str) {
+    let downtime = &record.downtime_us;
+    let parts = [
+        ("total", downtime.total),
+        ("pause", downtime.pause),
+        ("final_pages", downtime.final_pages),
+        ("export", downtime.export),
+        ("send", downtime.send),
+        ("import", downtime.import),
+        ("resume", downtime.resume),
+    ];
+    for (part, us) in parts {
+        histogram!(DOWNTIME_SECONDS, "mode" => mode, "part" => part).record(us / 1e6);
+    }
+    histogram!(SETUP_SECONDS, "mode" => mode).record(record.setup_ms / 1e3);
+    histogram!(THROUGHPUT, "transport" => record.transport.clone()).record(record.throughput_bps);
+    histogram!(ITERATIONS, "mode" => mode).record(record.iterations.len() as f64);
+    if record.ram.bytes > 0 {
+        let ratio = record.wire_bytes.sent as f64 / record.ram.bytes as f64;
+        histogram!(WIRE_RATIO, "mode" => mode).record(ratio);
+    }
+}
+
+const fn mode(record: &MigrationRecord) -> &'static str {
+    match record.mode {
+        migrated_api::Mode::Precopy => "precopy",
+    }
+}
+
+const fn role(role: RecordRole) -> &'static str {
+    match role {
+        RecordRole::Source => "source",
+        RecordRole::Destination => "destination",
+    }
+}
