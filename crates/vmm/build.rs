@@ -16,7 +16,7 @@ fn main() {
 
     let mut rustc = Command::new(var("RUSTC"));
     rustc.arg(source.join("main.rs")).arg("-o").arg(&image);
-    rustc.args(["--crate-name=workload", "--crate-type=bin", "--edition=2024", "-Dwarnings"]);
+    rustc.args(["--crate-name=workload", "--crate-type=bin", "--edition=2024"]);
     rustc.arg("--target=x86_64-unknown-linux-gnu");
     for option in [
         "opt-level=3",
@@ -41,6 +41,10 @@ fn main() {
     if let Some(linker) = env::var_os("RUSTC_LINKER") {
         rustc.arg("-C").arg(format!("linker={}", PathBuf::from(linker).display()));
     }
-    let status = rustc.status().unwrap_or_else(|error| panic!("can't run {rustc:?}: {error}"));
-    assert!(status.success(), "{rustc:?} failed: {status}");
+    let output = rustc.output().unwrap_or_else(|error| panic!("can't run {rustc:?}: {error}"));
+    let messages = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{rustc:?} failed: {}\n{messages}", output.status);
+    for line in messages.lines() {
+        println!("cargo::warning={line}");
+    }
 }

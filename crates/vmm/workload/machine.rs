@@ -81,6 +81,12 @@ pub fn serial_out(byte: u8) {
     unsafe { asm!("out dx, al", in("dx") SERIAL, in("al") byte, options(nomem, nostack, preserves_flags)) };
 }
 
+/// Raises an exception (#UD).
+pub fn crash() -> ! {
+    // SAFETY: the exception handler reports it and stops the vCPU.
+    unsafe { asm!("ud2", options(noreturn, nomem, nostack)) }
+}
+
 /// Stops this vCPU for good.
 pub fn stop() -> ! {
     // SAFETY: the exception handler halts at this address.

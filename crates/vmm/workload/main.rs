@@ -46,10 +46,10 @@ unsafe extern "C" fn start(index: u64, start_info: u64) -> ! {
     vcpu::run(index, setup::wait())
 }
 
+/// Reported as the exception that it becomes, with the address that tells which.
 #[panic_handler]
 fn panic(_: &PanicInfo<'_>) -> ! {
-    serial::print(&["workload: panic\r\n"]);
-    machine::stop()
+    machine::crash()
 }
 
 /// Named by the precompiled `core`, never called: panics abort.

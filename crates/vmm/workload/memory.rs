@@ -1,4 +1,7 @@
 //! Guest memory by address: one to one, all of it ours.
+//!
+//! Here the program is the whole machine, so any mapped address may be read and written. What these
+//! functions are used on are the counters, the arena and the processor's tables; Rust's own objects lie in the image.
 
 use core::ptr;
 
