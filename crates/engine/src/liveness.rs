@@ -46,7 +46,13 @@ impl Liveness {
         (silent >= PEER_DEAD_AFTER).then_some(silent)
     }
 
+    /// When the peer will count as dead.
+    pub(crate) fn dead_at(&self) -> Duration {
+        self.last_heard + PEER_DEAD_AFTER
+    }
+
+    /// When something is to be done by an end that pings.
     pub(crate) fn next_timer(&self) -> Duration {
-        self.next_ping.min(self.last_heard + PEER_DEAD_AFTER)
+        self.next_ping.min(self.dead_at())
     }
 }

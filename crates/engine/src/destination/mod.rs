@@ -255,7 +255,7 @@ impl Destination {
         match &self.state {
             State::Listening(state) => Some(state.deadline()),
             State::Ended(_) => None,
-            _ => Some(self.common.link.next_timer()),
+            _ => Some(self.common.link.dead_at()),
         }
     }
 

@@ -113,7 +113,7 @@ impl Ready {
         State::Ready(self)
     }
 
-    fn running(self: Box<Self>, common: &mut Common, took: Duration) -> State {
+    fn running(self, common: &mut Common, took: Duration) -> State {
         common.enter(MigrationState::Running);
         common.record.downtime_us.resume = took.as_secs_f64() * 1e6;
         let resume_us = took.as_micros() as u64;

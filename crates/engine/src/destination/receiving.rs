@@ -118,7 +118,7 @@ impl Receiving {
         State::Receiving(self)
     }
 
-    fn ready(self: Box<Self>, common: &mut Common, took: Duration) -> State {
+    fn ready(self, common: &mut Common, took: Duration) -> State {
         common.enter(MigrationState::Ready);
         common.record.ram.pages_sent = self.pages;
         common.record.downtime_us.import = took.as_secs_f64() * 1e6;

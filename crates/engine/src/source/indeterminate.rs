@@ -9,6 +9,8 @@ use crate::record::MigrationState;
 
 const ASK_FIRST: Duration = Duration::from_millis(100);
 const ASK_SLOWEST: Duration = Duration::from_secs(5);
+/// A question without any answer, not even that nobody answers, is asked again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The link died between the commit and its ack. The guest stays paused, however long it takes, until
 /// somebody who knows says whether it runs at the destination: guessing is how two copies run.
@@ -24,7 +26,8 @@ impl Indeterminate {
         common.decide("ask_destination", format!("the link was lost after the commit was sent: {reason}"));
         common.act(SourceAction::HangUp);
         common.act(SourceAction::Ask);
-        State::Indeterminate(Self { marks, ask_at: Duration::MAX, backoff: ASK_FIRST })
+        let ask_at = common.now + ANSWER_TIMEOUT;
+        State::Indeterminate(Self { marks, ask_at, backoff: ASK_FIRST })
     }
 
     pub(super) const fn deadline(&self) -> Duration {
@@ -49,7 +52,7 @@ impl Indeterminate {
                 State::Indeterminate(self)
             }
             SourceEvent::Tick if common.now >= self.ask_at => {
-                self.ask_at = Duration::MAX;
+                self.ask_at = common.now + ANSWER_TIMEOUT;
                 common.act(SourceAction::Ask);
                 State::Indeterminate(self)
             }

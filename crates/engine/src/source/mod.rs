@@ -285,13 +285,13 @@ impl Source {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let own = match &self.state {
-            State::Ended(_) => return None,
+            State::Negotiating(_) | State::Resuming(_) | State::Ended(_) | State::Moving => return None,
             State::Indeterminate(state) => return Some(state.deadline()),
             State::Preflight(state) => Some(state.deadline()),
             State::Precopy(state) => state.deadline(&self.common),
             State::StopAndCopy(state) => Some(state.deadline()),
             State::Settling(state) => state.deadline(),
-            State::Negotiating(_) | State::Switchover(_) | State::Resuming(_) | State::Moving => None,
+            State::Switchover(_) => None,
         };
         let link = self.common.link.next_timer();
         Some(own.map_or(link, |own| own.min(link)))

@@ -29,11 +29,6 @@ impl Negotiating {
                 let failure = common.failure(FailureCode::PeerUnreachable, reason);
                 common.fail_running(failure)
             }
-            // Opening has a deadline of its own, and there is nobody to ping yet.
-            SourceEvent::Tick => {
-                common.link.heard(common.now);
-                State::Negotiating(self)
-            }
             event => match common.common_failure(&event) {
                 Some(failure) => common.fail_running(failure),
                 None => State::Negotiating(self),

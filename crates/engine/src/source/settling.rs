@@ -100,7 +100,7 @@ impl Settling {
     }
 
     /// The guest has moved, whatever else was still to be said.
-    fn part_early(self: Box<Self>, common: &mut Common, reason: &str) -> State {
+    fn part_early(&self, common: &mut Common, reason: &str) -> State {
         if !self.verified {
             common.decide("verification_skipped", format!("the comparison did not finish: {reason}"));
             common.release();

@@ -1,0 +1,273 @@
+//! Both ends of a migration over a simulated link, with a virtual clock and things that go wrong.
+//!
+//! [`Pair`] is the driver that a session is in reality: it feeds the engines, carries out their actions on
+//! [`FakeGuest`]s, moves messages and pages over channels that keep their order (and no order among each
+//! other), and injects one [`Fault`] for each that a [`Scenario`] names. After every step it checks what must
+//! always hold: no two copies run, and a copy that starts is the copy that was paused.
+
+mod link;
+mod scenario;
+mod sides;
+
+use std::time::Duration;
+
+use migrated_engine::destination::{Destination, DestinationConfig, DestinationEvent};
+use migrated_engine::source::{Source, SourceConfig, SourceEvent};
+use migrated_engine::{MigrationRecord, MigrationState, PrecopyPolicy};
+use migrated_pages::{BlockId, RamBlock, RamLayout};
+use migrated_wire::{CommitOutcome, GuestIdentity, SectionName};
+
+use crate::guest::FakeGuest;
+use crate::rng::Rng;
+use link::{Happening, Link};
+pub use scenario::{Fault, GuestOperation, Scenario};
+
+/// A simulated pair of hosts in a migration.
+#[derive(Debug)]
+pub struct Pair {
+    scenario: Scenario,
+    rng: Rng,
+    link: Link,
+    source: Source,
+    destination: Destination,
+    /// The guest's copy at the source; `None` once it was retired.
+    source_guest: Option<FakeGuest>,
+    destination_guest: FakeGuest,
+    /// The source's guest as it was when it was last paused.
+    paused: Option<FakeGuest>,
+    destination_alive: bool,
+    /// The commit as the destination wrote it down, where a crash can't reach.
+    committed: Option<u64>,
+    ever_ran_at_destination: bool,
+    messages: u64,
+    resumed_at_source: bool,
+}
+
+/// How a simulated migration ended.
+#[derive(Debug)]
+pub struct Ending {
+    /// The source's record.
+    pub record: MigrationRecord,
+    /// The source's final state.
+    pub state: MigrationState,
+    /// The source's guest, if it is still the source's.
+    pub source_guest: Option<FakeGuest>,
+    /// Whether the guest runs at the destination.
+    pub runs_at_destination: bool,
+    /// Whether it ever did.
+    pub ever_ran_at_destination: bool,
+}
+
+const EPOCH: u64 = 7;
+/// Longer than every timeout of the engine together; a migration that lasts longer hangs.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+impl Pair {
+    /// A pair for `scenario` with a fresh guest.
+    #[must_use]
+    pub fn new(scenario: Scenario) -> Self {
+        let block = |name: &str, guest_base, pages| RamBlock { name: name.into(), guest_base, pages };
+        let pages = scenario.pages.max(2);
+        let layout =
+            RamLayout::new(vec![block("ram0", 0, pages / 2), block("ram1", 1 << 32, pages - pages / 2)])
+                .expect("two small blocks are a layout");
+        Self::with_guest(scenario, FakeGuest::running(layout))
+    }
+
+    /// A pair for `scenario` with a guest that exists already, for a second attempt.
+    #[must_use]
+    pub fn with_guest(scenario: Scenario, guest: FakeGuest) -> Self {
+        let identity = GuestIdentity {
+            layout: guest.layout().clone(),
+            sections: vec![SectionName { kind: "cpu".into(), instance: 0, version: 1 }],
+            cpu: Vec::new().into(),
+        };
+        let config = SourceConfig {
+            identity: identity.clone(),
+            epoch: EPOCH,
+            channels: scenario.channels,
+            verify: scenario.verify,
+            limits: scenario.limits,
+            guest_clock: None,
+            peer: "destination".into(),
+        };
+        let destination = DestinationConfig {
+            identity,
+            epoch: EPOCH,
+            rehearsal: Duration::from_micros(100),
+            peer: "source".into(),
+        };
+        let mut link = Link::new(scenario.channels);
+        for channel in 0..scenario.channels {
+            link.at(Duration::ZERO, Happening::ChannelFree(channel));
+        }
+        link.at(Duration::ZERO, Happening::Source(SourceEvent::Connected));
+        link.at(Duration::ZERO, Happening::Destination(DestinationEvent::Connected));
+        link.at(Duration::ZERO, Happening::GuestWrites);
+        for fault in &scenario.faults {
+            if let Some((when, happening)) = fault.scheduled() {
+                link.at(when, happening);
+            }
+        }
+        Self {
+            rng: Rng::new(scenario.seed),
+            link,
+            source: Source::new(
+                config,
+                MigrationRecord::default(),
+                Box::<PrecopyPolicy>::default(),
+                Duration::ZERO,
+            ),
+            destination: Destination::new(destination, MigrationRecord::default(), Duration::ZERO),
+            destination_guest: FakeGuest::empty(guest.layout().clone()),
+            source_guest: Some(guest),
+            paused: None,
+            destination_alive: true,
+            committed: None,
+            ever_ran_at_destination: false,
+            messages: 0,
+            resumed_at_source: false,
+            scenario,
+        }
+    }
+
+    /// Runs to the end of both sides.
+    ///
+    /// # Errors
+    /// The law that was broken, or that it hangs.
+    pub fn run(mut self) -> Result<Ending, String> {
+        while !(self.source.outcome().is_some() && self.destination_is_over()) {
+            self.step()?;
+            if self.link.now > PATIENCE {
+                return Err(format!("hangs: {:?}, {:?}", self.source, self.destination));
+            }
+        }
+        let now = self.link.now;
+        Ok(Ending {
+            state: self.source.state(),
+            record: self.source.record(now),
+            source_guest: self.source_guest,
+            runs_at_destination: self.destination_alive && self.destination_guest.is_running(),
+            ever_ran_at_destination: self.ever_ran_at_destination,
+        })
+    }
+
+    fn destination_is_over(&self) -> bool {
+        !self.destination_alive || self.destination.outcome().is_some()
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let timer = |deadline: Option<Duration>, now: Duration| deadline.map(|at| at.max(now));
+        let source_timer = timer(self.source.deadline(), self.link.now);
+        let destination_timer = match self.destination_alive {
+            true => timer(self.destination.deadline(), self.link.now),
+            false => None,
+        };
+        let next_timer = [source_timer, destination_timer].into_iter().flatten().min();
+        match self.link.pop_before(next_timer) {
+            Some(happening) => self.happen(happening)?,
+            None => {
+                let Some(at) = next_timer else { return Err("nothing will ever happen".into()) };
+                self.link.now = at;
+                if source_timer == Some(at) {
+                    self.feed_source(SourceEvent::Tick)?;
+                }
+                if destination_timer == Some(at) {
+                    self.feed_destination(DestinationEvent::Tick)?;
+                }
+            }
+        }
+        self.check()
+    }
+
+    /// What must hold at every moment.
+    fn check(&self) -> Result<(), String> {
+        let at_source = self.source_guest.as_ref().is_some_and(FakeGuest::is_running);
+        let at_destination = self.destination_alive && self.destination_guest.is_running();
+        if at_source && at_destination {
+            return Err("two copies run".into());
+        }
+        if self.resumed_at_source && self.ever_ran_at_destination {
+            return Err("the source resumed a guest that ran at the destination".into());
+        }
+        if at_source && self.committed.is_some() && self.ever_ran_at_destination {
+            return Err("the source runs a committed guest".into());
+        }
+        Ok(())
+    }
+
+    fn happen(&mut self, happening: Happening) -> Result<(), String> {
+        match happening {
+            Happening::Source(event) => self.feed_source(event),
+            Happening::Destination(event) if self.destination_alive => self.feed_destination(event),
+            Happening::Destination(_) => Ok(()),
+            Happening::Frame(channel, frame) => self.receive(channel, frame),
+            Happening::ChannelFree(channel) => self.pull(channel),
+            Happening::GuestWrites => {
+                self.guest_writes();
+                Ok(())
+            }
+            Happening::Cut => {
+                self.cut();
+                Ok(())
+            }
+            Happening::DestinationDies => {
+                self.destination_dies();
+                Ok(())
+            }
+            Happening::Question => self.answer_question(),
+        }
+    }
+
+    /// The guest writes a few random pages now and then, as long as it runs anywhere.
+    fn guest_writes(&mut self) {
+        let guest = match &mut self.source_guest {
+            Some(guest) if guest.is_running() => guest,
+            _ => &mut self.destination_guest,
+        };
+        for _ in 0..self.scenario.writes_per_tick {
+            let block = BlockId(self.rng.below(2) as u16);
+            let page = self.rng.below(guest.layout().blocks()[block.index()].pages);
+            guest.write(block, page);
+        }
+        let over = self.source.outcome().is_some();
+        if !over {
+            let pause = Duration::from_micros(200 + self.rng.below(800));
+            self.link.after(pause, Happening::GuestWrites);
+        }
+    }
+
+    /// The link goes down: what is in flight is lost from some point on, and both ends notice some time later.
+    fn cut(&mut self) {
+        self.link.cut(&mut self.rng);
+        for _ in 0..2 {
+            let notice = Duration::from_micros(self.rng.below(6_000_000));
+            self.link.after(notice, Happening::Source(SourceEvent::LinkLost("cut".into())));
+            let notice = Duration::from_micros(self.rng.below(6_000_000));
+            self.link.after(notice, Happening::Destination(DestinationEvent::LinkLost("cut".into())));
+        }
+    }
+
+    fn destination_dies(&mut self) {
+        self.destination_alive = false;
+        self.destination_guest.set_running(false);
+        self.cut();
+    }
+
+    /// The source's question arrives at the destination, or at its daemon when the process is dead.
+    fn answer_question(&mut self) -> Result<(), String> {
+        if self.rng.below(4) == 0 {
+            self.link.after(Duration::from_millis(1), Happening::Source(SourceEvent::Outcome(None)));
+            return Ok(());
+        }
+        if self.destination_alive {
+            return self.feed_destination(DestinationEvent::Resolve { epoch: EPOCH });
+        }
+        let outcome = match self.committed {
+            Some(EPOCH) => CommitOutcome::Committed,
+            _ => CommitOutcome::NeverRan,
+        };
+        self.link.after(Duration::from_millis(1), Happening::Source(SourceEvent::Outcome(Some(outcome))));
+        Ok(())
+    }
+}
