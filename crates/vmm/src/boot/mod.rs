@@ -1,12 +1,13 @@
 //! Boot by the PVH protocol: an ELF kernel that carries Xen's note of its 32-bit entry point.
 //!
 //! Everything is checked before anything is written, then: the kernel where it asks to be, the
-//! initramfs at the end of low RAM, and below 1 MiB what the protocol hands over. What is left to do is
-//! data, a [`BootPlan`]: which registers the vCPUs begin with.
+//! initramfs at the end of low RAM, and below 1 MiB what the protocol hands over and the table of processors.
+//! What is left to do is data, a [`BootPlan`]: which registers the vCPUs begin with.
 
 mod elf;
 mod error;
 mod handover;
+mod mptable;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub fn load_pvh_file(
     kernel: &Path,
     initramfs: Option<&Path>,
     cmdline: &str,
+    vcpus: u32,
 ) -> Result<BootPlan, BootError> {
     let ram = total_bytes(memory);
     let kernel_name = kernel.display().to_string();
@@ -41,13 +43,13 @@ pub fn load_pvh_file(
         return Err(BootError::KernelTooLarge { kernel: kernel_name, ram });
     };
     let Some(path) = initramfs else {
-        return load(memory, (&kernel_name, &image), None, cmdline);
+        return load(memory, (&kernel_name, &image), None, cmdline, vcpus);
     };
     let initramfs = path.display().to_string();
     let Some(data) = read_file(path, ram)? else {
         return Err(BootError::InitramfsTooLarge { initramfs, ram });
     };
-    load(memory, (&kernel_name, &image), Some((&initramfs, &data)), cmdline)
+    load(memory, (&kernel_name, &image), Some((&initramfs, &data)), cmdline, vcpus)
 }
 
 /// Loads the built-in workload guest into `memory`, which must be zero still.
@@ -65,7 +67,7 @@ pub fn load_workload(
     let cmdline = format!("{cmdline} vcpus={vcpus} tsc_khz={tsc_khz}");
     let params: WorkloadParams = cmdline.parse()?;
     workload::check_fit(&params, handover::ram(memory).map(|range| (range.start, range.end)))?;
-    let plan = load(memory, ("the workload guest", workload::image()), None, cmdline.trim())?;
+    let plan = load(memory, ("the workload guest", workload::image()), None, cmdline.trim(), vcpus)?;
     // Its vCPUs all begin at one place, see `entry.s`.
     Ok(BootPlan { ap_entry: Some(plan.entry), ..plan })
 }
@@ -76,6 +78,7 @@ fn load(
     (name, image): (&str, &[u8]),
     initramfs: Option<(&str, &[u8])>,
     cmdline: &str,
+    vcpus: u32,
 ) -> Result<BootPlan, BootError> {
     let ram = total_bytes(memory);
     let kernel = elf::Kernel::parse(name, image)?;
@@ -99,6 +102,7 @@ fn load(
         write(address, data)?;
     }
     let module = module.map(|(address, data)| (address, data.len() as u64));
+    mptable::write(memory, vcpus).map_err(BootError::GuestMemory)?;
     let start_info = handover::write(memory, cmdline, module).map_err(BootError::GuestMemory)?;
     Ok(BootPlan { entry: kernel.entry(), start_info, ap_entry: None })
 }

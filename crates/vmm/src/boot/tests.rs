@@ -58,7 +58,7 @@ impl Files {
 
 fn load_image(bytes_of_ram: u64, image: &[u8]) -> Result<BootPlan, BootError> {
     let files = Files::new();
-    load_pvh_file(&memory(bytes_of_ram), &files.write("kernel", image), None, CMDLINE)
+    load_pvh_file(&memory(bytes_of_ram), &files.write("kernel", image), None, CMDLINE, 1)
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_kernel_and_its_initramfs_are_where_they_should_be() {
     let memory = GuestMemoryMmap::from_ranges(&ram).unwrap();
     let kernel = files.write("kernel", &elf(2 * MIB, 0x1000, Some(0x20_0010)));
     let initramfs = files.write("initramfs", &[7; 5000]);
-    let plan = load_pvh_file(&memory, &kernel, Some(&initramfs), CMDLINE).unwrap();
+    let plan = load_pvh_file(&memory, &kernel, Some(&initramfs), CMDLINE, 1).unwrap();
     assert_eq!((plan.entry, plan.ap_entry), (0x20_0010, None));
     assert!(plan.starts_running(0) && !plan.starts_running(1));
     let (regs, sregs) = (plan.regs(0), plan.sregs(Default::default()));
@@ -102,13 +102,13 @@ fn a_kernel_and_its_initramfs_are_where_they_should_be() {
 fn files_that_cannot_be_read_are_named() {
     let files = Files::new();
     for path in [Path::new("/nowhere/vmlinux"), files.0.path()] {
-        let error = load_pvh_file(&memory(16 * MIB), path, None, "").unwrap_err();
+        let error = load_pvh_file(&memory(16 * MIB), path, None, "", 1).unwrap_err();
         assert!(matches!(&error, BootError::File { .. }), "{error}");
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
     }
     let kernel = files.write("kernel", &elf(2 * MIB, 0x1000, Some(2 * MIB)));
     let missing = files.0.path().join("initramfs");
-    let error = load_pvh_file(&memory(16 * MIB), &kernel, Some(&missing), "").unwrap_err();
+    let error = load_pvh_file(&memory(16 * MIB), &kernel, Some(&missing), "", 1).unwrap_err();
     assert!(matches!(&error, BootError::File { path, .. } if path.ends_with("initramfs")), "{error}");
 }
 
@@ -150,13 +150,13 @@ fn what_does_not_fit_is_refused() {
     let kernel = files.write("kernel", &elf(2 * MIB, MIB, Some(2 * MIB)));
     for (size, fits) in [(MIB, true), (MIB + 1, false), (5 * MIB, false)] {
         let initramfs = files.write("initramfs", &vec![0; size as usize]);
-        let loaded = load_pvh_file(&memory(4 * MIB), &kernel, Some(&initramfs), "");
+        let loaded = load_pvh_file(&memory(4 * MIB), &kernel, Some(&initramfs), "", 1);
         match loaded {
             Ok(_) => assert!(fits, "{size}"),
             Err(error) => assert!(!fits && matches!(error, BootError::InitramfsTooLarge { .. }), "{error}"),
         }
     }
-    let cmdline = |text: &str| load_pvh_file(&memory(4 * MIB), &kernel, None, text);
+    let cmdline = |text: &str| load_pvh_file(&memory(4 * MIB), &kernel, None, text, 1);
     assert!(cmdline(&"a".repeat(2047)).is_ok());
     let error = cmdline(&"a".repeat(2048)).unwrap_err();
     assert!(matches!(error, BootError::CommandLineTooLong { length: 2048, .. }), "{error}");
