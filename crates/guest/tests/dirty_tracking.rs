@@ -278,12 +278,11 @@ fn a_copy_kept_while_the_guest_writes_is_equal_in_the_end() {
 }
 
 #[test]
-fn the_choice_is_rings_where_kvm_has_them() {
+fn tracking_is_chosen_before_the_first_vcpu() {
     require!(Kvm);
     let vm = Arc::new(Kvm::new().unwrap().create_vm().unwrap());
-    let has_rings = migrated_kernel::DirtyRingVm::max_entries(&vm) > 0;
     let chosen = DirtyTracking::enable(TrackerKind::Auto, &vm, SMALL_RING).unwrap().kind();
-    assert_eq!(chosen, if has_rings { TrackerKind::Ring } else { TrackerKind::Log });
+    assert_eq!(chosen, TrackerKind::Log);
     vm.create_vcpu(0).unwrap();
     let late = DirtyTracking::enable(TrackerKind::Ring, &vm, SMALL_RING);
     assert!(late.unwrap_err().to_string().contains("the VM has a vCPU already"));

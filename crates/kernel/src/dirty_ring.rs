@@ -46,19 +46,13 @@ pub struct DirtyRingVm {
 }
 
 impl DirtyRingVm {
-    /// Most entries a vCPU's ring may have here; 0 where KVM has no dirty rings.
-    #[must_use]
-    pub fn max_entries(vm: &VmFd) -> u32 {
-        capability(vm).map_or(0, |(_, bytes)| bytes / size_of::<kvm_dirty_gfn>() as u32)
-    }
-
     /// Gives each vCPU of the VM, which has none yet, a ring. For the whole life of the VM: its dirty
     /// log can't be read then.
     ///
     /// # Errors
     /// [`KvmError::Unsupported`] where KVM has no dirty rings, [`KvmError::Call`] when it refuses.
     pub fn enable(vm: Arc<VmFd>, entries: u32) -> Result<Self, KvmError> {
-        let Some((cap, _)) = capability(&vm) else {
+        let Some(cap) = capability(&vm) else {
             return Err(KvmError::Unsupported {
                 capability: "KVM_CAP_DIRTY_LOG_RING",
                 advice: "use the dirty log, or Linux 5.11 or newer",
@@ -128,13 +122,12 @@ impl DirtyRingVm {
     }
 }
 
-/// The capability to enable and the largest ring in bytes. The variant with acquire/release
-/// ordering is preferred, though x86 orders stores by itself.
-fn capability(vm: &VmFd) -> Option<(u32, u32)> {
-    [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING].into_iter().find_map(|cap| {
-        let bytes = u32::try_from(vm.check_extension_raw(cap.into())).ok()?;
-        (bytes > 0).then_some((cap, bytes))
-    })
+/// The capability to enable. The variant with acquire/release ordering is preferred, though x86 orders
+/// stores by itself.
+fn capability(vm: &VmFd) -> Option<u32> {
+    [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING]
+        .into_iter()
+        .find(|cap| vm.check_extension_raw((*cap).into()) > 0)
 }
 
 /// One vCPU's ring of written pages, mapped.
