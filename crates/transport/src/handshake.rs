@@ -37,11 +37,18 @@ pub fn open_data(
 }
 
 fn say_hello(stream: &mut Stream, hello: &Hello, deadline: Instant) -> Result<u16, TransportError> {
-    stream.writer.write(&hello.encode(), &[])?;
-    let mut head = [0; HelloReply::HEAD_LEN];
-    read_by(stream.reader.as_mut(), &mut head, deadline)?;
+    // Where the peer has ended the connection already, what it said before is the better reason: read on.
+    let _ = stream.writer.write(&hello.encode(), &[]);
     let peer = stream.peer.clone();
     let wrong = |source| TransportError::Protocol { peer: peer.clone(), source };
+    let mut head = [0; HelloReply::HEAD_LEN];
+    read_by(stream.reader.as_mut(), &mut head, deadline).map_err(|error| match (&error, head) {
+        // Another protocol's answer may be shorter than ours.
+        (TransportError::Lost { .. }, [a, b, c, d, ..]) if d != 0 && HelloReply::text_len(&head).is_err() => {
+            wrong(WireError::NotOurs([a, b, c, d]))
+        }
+        _ => error,
+    })?;
     let mut text = vec![0; HelloReply::text_len(&head).map_err(wrong)?];
     read_by(stream.reader.as_mut(), &mut text, deadline)?;
     match HelloReply::decode(&head, &text).map_err(wrong)? {

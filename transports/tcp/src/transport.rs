@@ -11,6 +11,7 @@ use migrated_transport::{
 use migrated_wire::{Hello, MigrationId};
 use rustix::net::Shutdown;
 
+use crate::tls::{self, TlsConfig};
 use crate::{plain, socket};
 
 /// Migration over TCP: one connection for each channel.
@@ -22,6 +23,7 @@ pub struct TcpTransport {
 #[derive(Clone)]
 enum Security {
     Plain,
+    Tls(TlsConfig),
 }
 
 impl TcpTransport {
@@ -31,18 +33,31 @@ impl TcpTransport {
         Self { security: Security::Plain }
     }
 
+    /// In TLS 1.3, each end with a certificate from an authority that the other trusts.
+    #[must_use]
+    pub const fn tls(config: TlsConfig) -> Self {
+        Self { security: Security::Tls(config) }
+    }
+
     fn dial(&self, peer: &Endpoint, deadline: Instant) -> Result<Stream, TransportError> {
         let socket = socket::connect(peer, deadline)?;
         match &self.security {
             Security::Plain => Ok(plain::stream(socket, peer.to_string())),
+            Security::Tls(config) => tls::connect(config, socket, peer, deadline),
         }
     }
 }
 
 impl Security {
-    fn greet(&self, socket: Arc<TcpStream>, peer: String, _by: Instant) -> Result<Stream, TransportError> {
+    fn greet(
+        &self,
+        socket: Arc<TcpStream>,
+        peer: String,
+        deadline: Instant,
+    ) -> Result<Stream, TransportError> {
         match self {
             Self::Plain => Ok(plain::stream(socket, peer)),
+            Self::Tls(config) => tls::accept(config, socket, peer, deadline),
         }
     }
 }
@@ -51,12 +66,14 @@ impl Transport for TcpTransport {
     fn name(&self) -> &'static str {
         match self.security {
             Security::Plain => "tcp",
+            Security::Tls(_) => "tcp+tls",
         }
     }
 
     fn capabilities(&self) -> Capabilities {
         match self.security {
             Security::Plain => Capabilities { secure: false, in_place: true },
+            Security::Tls(_) => Capabilities { secure: true, in_place: false },
         }
     }
 

@@ -24,14 +24,7 @@ pub trait Rig: Sync {
 
     /// A way to `to` that breaks as `cut` says.
     fn link(&self, to: &Endpoint, cut: Option<Cut>) -> Link<'_> {
-        let proxy = Arc::new(CuttingProxy::new(to.addr, cut));
-        let endpoint = Endpoint { addr: proxy.addr(), server_name: to.server_name.clone() };
-        let counted = Arc::clone(&proxy);
-        Link {
-            transport: Via::Same(self.transport()),
-            endpoint,
-            passed: Box::new(move |direction| counted.passed(direction)),
-        }
+        Link::through_proxy(Via::Same(self.transport()), to, cut)
     }
 
     /// How many bytes an exchange may be shorter than the one before it, because of encodings of
@@ -61,6 +54,16 @@ pub struct Link<'a> {
     pub endpoint: Endpoint,
     /// Bytes that passed so far.
     pub passed: Box<dyn Fn(Direction) -> u64 + Send + 'a>,
+}
+
+impl<'a> Link<'a> {
+    /// A way to `to` through a [`CuttingProxy`].
+    #[must_use]
+    pub fn through_proxy(transport: Via<'a>, to: &Endpoint, cut: Option<Cut>) -> Self {
+        let proxy = CuttingProxy::new(to.addr, cut);
+        let endpoint = Endpoint { addr: proxy.addr(), server_name: to.server_name.clone() };
+        Self { transport, endpoint, passed: Box::new(move |direction| proxy.passed(direction)) }
+    }
 }
 
 /// The transport that a [`Link`] is dialled with.

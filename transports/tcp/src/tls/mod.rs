@@ -1,0 +1,6 @@
+mod config;
+mod explain;
+mod stream;
+
+pub use config::{TlsConfig, TlsConfigError};
+pub(crate) use stream::{accept, connect};
