@@ -20,6 +20,7 @@ pub(super) struct Common {
     pub(super) guest_clock: Option<u64>,
     pub(super) comparison: Comparison,
     pub(super) bytes: u64,
+    pub(super) goodbye: bool,
 }
 
 /// What comparing hashes found so far.
@@ -56,6 +57,7 @@ impl Common {
             guest_clock: None,
             comparison: Comparison::default(),
             bytes: 0,
+            goodbye: false,
         }
     }
 

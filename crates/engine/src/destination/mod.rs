@@ -275,6 +275,18 @@ impl Destination {
         }
     }
 
+    /// The attempt that may commit here.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.common.config.epoch
+    }
+
+    /// Whether the source has said that it needs nothing more, not even an answer.
+    #[must_use]
+    pub const fn was_said_goodbye(&self) -> bool {
+        self.common.goodbye
+    }
+
     /// How it ended: `None` while it goes on.
     #[must_use]
     pub fn outcome(&self) -> Option<Result<(), &Failure>> {

@@ -66,6 +66,7 @@ impl Ready {
                 State::Ready(self)
             }
             (DestinationEvent::CommitNotRecorded(reason), Doing::Recording) => {
+                common.act(DestinationAction::RecordNeverRan(common.config.epoch));
                 let text = format!("the commit can't be recorded: {reason}");
                 let failure = common.failure(FailureCode::EpochNotRecorded, text);
                 common.refuse_commit(failure)

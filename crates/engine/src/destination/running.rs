@@ -44,9 +44,11 @@ impl Running {
                 common.record.guest_gap_us = guest_gap_us.map(|us| us as f64);
                 common.send(ToSource::Summary { wire_received, guest_gap_us });
             }
-            DestinationEvent::Message(ToDestination::Goodbye)
-            | DestinationEvent::LinkLost(_)
-            | DestinationEvent::PeerMisbehaved(_) => return common.end(Ok(())),
+            DestinationEvent::Message(ToDestination::Goodbye) => {
+                common.goodbye = true;
+                return common.end(Ok(()));
+            }
+            DestinationEvent::LinkLost(_) | DestinationEvent::PeerMisbehaved(_) => return common.end(Ok(())),
             DestinationEvent::Tick if common.silence().is_some() => return common.end(Ok(())),
             _ => {}
         }

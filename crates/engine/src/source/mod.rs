@@ -319,6 +319,12 @@ impl Source {
         self.common.snapshot(now, remaining)
     }
 
+    /// The attempt that a commit will carry.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.common.config.epoch
+    }
+
     /// Whether somebody may still cancel.
     #[must_use]
     pub fn cancellable(&self) -> bool {

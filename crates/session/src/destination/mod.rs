@@ -1,0 +1,363 @@
+//! The destination's session.
+
+mod acceptor;
+mod hashes;
+mod pages;
+mod reader;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use migrated_engine::destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
+use migrated_engine::{Failure, MigrationRecord};
+use migrated_guest::{GuestRam, IncomingGuest, SectionId, StateSection};
+use migrated_transport::{ControlSender, Hangup, Listener};
+use migrated_wire::{CommitOutcome, MigrationId, Section, ToDestination, ToSource, Token, encode_message};
+use parking_lot::Mutex;
+
+use crate::Clock;
+use crate::traffic::{Odometer, Traffic};
+use hashes::PageHashes;
+
+/// How long a destination whose link broke after the commit goes on answering for it. Its daemon can
+/// answer after that, from the record.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// What a destination's session needs besides guest and listener.
+pub struct DestinationRequest {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The one-shot secret that the source must show.
+    pub token: Token,
+    /// Most page channels to accept.
+    pub max_channels: u16,
+    /// What the engine is told.
+    pub config: DestinationConfig,
+    /// The record as far as it is known.
+    pub record: MigrationRecord,
+    /// Time since the request.
+    pub clock: Clock,
+    /// Where commits are recorded.
+    pub epochs: Box<dyn EpochLog>,
+    /// Watches the guest once it runs.
+    pub observer: GuestObserver,
+}
+
+/// Records what became of a commit where it survives this process.
+pub trait EpochLog: Send {
+    /// Records that this attempt was committed. When it returns, a process that starts later can read it.
+    ///
+    /// # Errors
+    /// The system's; nothing may then be readable as committed.
+    fn record_commit(&mut self, epoch: u64) -> io::Result<()>;
+
+    /// Records that this attempt will never run.
+    ///
+    /// # Errors
+    /// The system's.
+    fn record_never_ran(&mut self, epoch: u64) -> io::Result<()>;
+}
+
+/// Waits until the running guest's own clock tells its longest gap since the moment that it is given
+/// (the guest's clock when the migration began), in µs; `None` for a guest that doesn't tell.
+pub type GuestObserver = Box<dyn FnOnce(Option<u64>) -> Option<u64> + Send>;
+
+/// How a destination's session ended.
+#[derive(Debug)]
+pub enum DestinationEnd {
+    /// The guest runs here; it was handed out when it started.
+    Runs,
+    /// The guest never ran here and was destroyed.
+    NeverRan(Failure),
+}
+
+/// What others may do with a session from outside, from any thread.
+#[derive(Clone)]
+pub struct DestinationRemote {
+    shared: Arc<Shared>,
+    inbox: Sender<Happening>,
+}
+
+/// The engine and what its threads share.
+struct Shared {
+    engine: Mutex<Destination>,
+    clock: Clock,
+    traffic: Traffic,
+    hashes: PageHashes,
+    ram: GuestRam,
+    hangups: Mutex<Vec<Hangup>>,
+}
+
+/// What the session's thread waits for.
+enum Happening {
+    Event(DestinationEvent),
+    /// The source's control channel.
+    Control(Box<dyn ControlSender>),
+    /// Somebody asks what became of a commit and waits for the answer.
+    Asked {
+        epoch: u64,
+        answer: Sender<Option<CommitOutcome>>,
+    },
+}
+
+impl DestinationRemote {
+    /// The record as it stands.
+    #[must_use]
+    pub fn record(&self) -> MigrationRecord {
+        let mut engine = self.shared.engine.lock();
+        engine.set_wire_bytes(self.shared.traffic.sent(), self.shared.traffic.received());
+        engine.record(self.shared.clock.now())
+    }
+
+    /// Gives up the incoming guest, unless it runs already.
+    pub fn cancel(&self) {
+        // A session that has ended has nothing left to cancel.
+        let _ = self.inbox.send(Happening::Event(DestinationEvent::Cancel));
+    }
+
+    /// What became of the commit of this attempt. Asking before a commit came makes the answer "never ran".
+    #[must_use]
+    pub fn resolve(&self, epoch: u64) -> Option<CommitOutcome> {
+        let (answer, receiver) = channel();
+        if self.inbox.send(Happening::Asked { epoch, answer }).is_ok()
+            && let Ok(outcome) = receiver.recv()
+        {
+            return outcome;
+        }
+        let engine = self.shared.engine.lock();
+        let outcome = if engine.is_committed() { CommitOutcome::Committed } else { CommitOutcome::NeverRan };
+        (engine.epoch() == epoch).then_some(outcome)
+    }
+}
+
+/// A destination's session that is ready to run.
+pub struct DestinationSession {
+    remote: DestinationRemote,
+    inbox: Receiver<Happening>,
+    migration: MigrationId,
+    token: Token,
+    max_channels: u16,
+    epochs: Box<dyn EpochLog>,
+    observer: Option<GuestObserver>,
+}
+
+/// Prepares a session for a guest with this RAM: the remote works from now on,
+/// [`DestinationSession::run`] does the work.
+#[must_use]
+pub fn receive(request: DestinationRequest, ram: &GuestRam) -> (DestinationSession, DestinationRemote) {
+    let DestinationRequest { migration, token, max_channels, config, record, clock, epochs, observer } =
+        request;
+    let shared = Arc::new(Shared {
+        engine: Mutex::new(Destination::new(config, record, clock.now())),
+        clock,
+        traffic: Traffic::default(),
+        hashes: PageHashes::new(ram.layout()),
+        ram: ram.clone(),
+        hangups: Mutex::new(Vec::new()),
+    });
+    let (sender, inbox) = channel();
+    let remote = DestinationRemote { shared, inbox: sender };
+    let observer = Some(observer);
+    (
+        DestinationSession {
+            remote: remote.clone(),
+            inbox,
+            migration,
+            token,
+            max_channels,
+            epochs,
+            observer,
+        },
+        remote,
+    )
+}
+
+impl DestinationSession {
+    /// Receives the guest, on this thread. `running` is given the guest the moment it runs; `changed` is
+    /// called after every event, to publish the record. Returns when nothing is left to do or to answer.
+    pub fn run<I: IncomingGuest>(
+        mut self,
+        guest: I,
+        listener: Box<dyn Listener>,
+        running: impl FnOnce(I::Running),
+        mut changed: impl FnMut(),
+    ) -> DestinationEnd {
+        let shared = self.remote.shared.clone();
+        let door = acceptor::start(
+            &shared,
+            &self.remote.inbox,
+            listener,
+            self.migration,
+            self.token,
+            self.max_channels,
+        );
+        let mut hands = Hands {
+            guest: Some(guest),
+            running: Some(running),
+            control: None,
+            asker: None,
+            committed_at: None,
+        };
+        loop {
+            self.act(&mut hands);
+            changed();
+            match self.next(&shared) {
+                Some(Happening::Event(event)) => {
+                    if matches!(event, DestinationEvent::Message(ToDestination::Commit { .. })) {
+                        hands.committed_at = Some(Instant::now());
+                    }
+                    shared.engine.lock().handle(shared.clock.now(), event);
+                }
+                Some(Happening::Control(sender)) => {
+                    hands.control = Some((sender, Odometer::default()));
+                    shared.engine.lock().handle(shared.clock.now(), DestinationEvent::Connected);
+                }
+                Some(Happening::Asked { epoch, answer }) => {
+                    hands.asker = Some(answer);
+                    shared.engine.lock().handle(shared.clock.now(), DestinationEvent::Resolve { epoch });
+                }
+                None => break,
+            }
+        }
+        door.hang_up();
+        let engine = shared.engine.lock();
+        match engine.outcome() {
+            Some(Err(failure)) => DestinationEnd::NeverRan(failure.clone()),
+            _ => DestinationEnd::Runs,
+        }
+    }
+
+    /// The next thing that happens; `None` when the session is over and has nobody to answer any more.
+    fn next(&self, shared: &Shared) -> Option<Happening> {
+        let (deadline, outcome) = {
+            let engine = shared.engine.lock();
+            (engine.deadline(), engine.outcome().map(|result| (result.is_ok(), engine.was_said_goodbye())))
+        };
+        match (outcome, deadline) {
+            (Some((true, false)), _) => self.inbox.recv_timeout(LINGER).ok(),
+            (Some(_), _) => None,
+            (None, deadline) => {
+                let wait = deadline.map_or(LINGER, |at| at.saturating_sub(shared.clock.now()));
+                match self.inbox.recv_timeout(wait) {
+                    Ok(happening) => Some(happening),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                        Some(Happening::Event(DestinationEvent::Tick))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries out all actions; one that concerns guest or record is answered before the next is looked at.
+    fn act<I: IncomingGuest, R: FnOnce(I::Running)>(&mut self, hands: &mut Hands<I, R>) {
+        let shared = self.remote.shared.clone();
+        loop {
+            let Some(action) = shared.engine.lock().poll_action() else { break };
+            let answer = match action {
+                DestinationAction::Send(message) => {
+                    hands.send(&message, &shared.traffic).err().map(DestinationEvent::LinkLost)
+                }
+                DestinationAction::Restore(sections) => Some(hands.restore(sections)),
+                DestinationAction::RecordCommit(epoch) => Some(match self.epochs.record_commit(epoch) {
+                    Ok(()) => DestinationEvent::CommitRecorded,
+                    Err(error) => DestinationEvent::CommitNotRecorded(error.to_string()),
+                }),
+                DestinationAction::RecordNeverRan(epoch) => {
+                    if let Err(error) = self.epochs.record_never_ran(epoch) {
+                        tracing::error!("the end of attempt {epoch} is not on record: {error}");
+                    }
+                    None
+                }
+                DestinationAction::Start => Some(hands.start()),
+                DestinationAction::Destroy => {
+                    hands.guest = None;
+                    None
+                }
+                DestinationAction::Observe => {
+                    self.observe();
+                    None
+                }
+                DestinationAction::Answer(outcome) => {
+                    if let Some(asker) = hands.asker.take() {
+                        // Whoever asked may have gone away; the answer stays true.
+                        let _ = asker.send(outcome);
+                    }
+                    None
+                }
+                DestinationAction::HangUp => {
+                    shared.hangups.lock().drain(..).for_each(|hangup| hangup.hang_up());
+                    None
+                }
+            };
+            if let Some(event) = answer {
+                shared.engine.lock().handle(shared.clock.now(), event);
+            }
+        }
+    }
+
+    /// Lets the observer watch the guest on a thread of its own: the guest's clock may take a while.
+    fn observe(&mut self) {
+        let Some(observer) = self.observer.take() else { return };
+        let (shared, inbox) = (self.remote.shared.clone(), self.remote.inbox.clone());
+        thread::spawn(move || {
+            let clock = shared.engine.lock().guest_clock();
+            let guest_gap_us = observer(clock);
+            let wire_received = shared.traffic.received();
+            let _ = inbox.send(Happening::Event(DestinationEvent::Observed { wire_received, guest_gap_us }));
+        });
+    }
+}
+
+/// What the session's thread holds while it carries out actions.
+struct Hands<I: IncomingGuest, R> {
+    guest: Option<I>,
+    running: Option<R>,
+    control: Option<(Box<dyn ControlSender>, Odometer)>,
+    asker: Option<Sender<Option<CommitOutcome>>>,
+    committed_at: Option<Instant>,
+}
+
+impl<I: IncomingGuest, R: FnOnce(I::Running)> Hands<I, R> {
+    fn send(&mut self, message: &ToSource, traffic: &Traffic) -> Result<(), String> {
+        let Some((sender, odometer)) = &mut self.control else { return Ok(()) };
+        let sent = sender.send(&encode_message(message)).map_err(|error| error.to_string());
+        traffic.add_sent(odometer.advance(sender.bytes_sent()));
+        sent
+    }
+
+    fn restore(&mut self, sections: Vec<Section>) -> DestinationEvent {
+        let Some(guest) = &mut self.guest else {
+            return DestinationEvent::GuestFailed("the incoming guest is gone".into());
+        };
+        let began = Instant::now();
+        match guest.restore(sections.into_iter().map(from_wire).collect()) {
+            Ok(()) => DestinationEvent::Restored(began.elapsed()),
+            Err(error) => DestinationEvent::GuestFailed(error.to_string()),
+        }
+    }
+
+    fn start(&mut self) -> DestinationEvent {
+        let Some(guest) = self.guest.take() else {
+            return DestinationEvent::GuestFailed("the incoming guest is gone".into());
+        };
+        match guest.start() {
+            Ok((guest, first_run)) => {
+                if let Some(running) = self.running.take() {
+                    running(guest);
+                }
+                let since = self.committed_at.unwrap_or(first_run.at);
+                DestinationEvent::Started(first_run.at.saturating_duration_since(since))
+            }
+            Err(error) => DestinationEvent::GuestFailed(error.to_string()),
+        }
+    }
+}
+
+fn from_wire(section: Section) -> StateSection {
+    let Section { name, data } = section;
+    let id = SectionId { kind: name.kind, instance: name.instance, version: name.version };
+    StateSection { id, data: data.into() }
+}

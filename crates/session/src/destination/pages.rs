@@ -1,0 +1,157 @@
+//! The page channels' threads at the destination: from frames on the wire to pages in place.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+
+use migrated_engine::destination::DestinationEvent;
+use migrated_pages::PageRun;
+use migrated_transport::DataReceiver;
+use migrated_wire::{
+    FRAME_HEAD_LEN, FrameHead, FrameKind, FrameRun, MAX_HASH_PAGES, MAX_RUNS, PageClass, RUN_LEN, VerifyWhen,
+    decode_table,
+};
+
+use super::{Happening, Shared};
+use crate::error::ChannelFault;
+use crate::traffic::Odometer;
+
+/// Starts the thread of a page channel. It ends with its channel.
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    inbox: &Sender<Happening>,
+    channel: u16,
+    receiver: Box<dyn DataReceiver>,
+) {
+    let (shared, inbox) = (shared.clone(), inbox.clone());
+    let mut thread = PageThread {
+        channel,
+        receiver,
+        shared,
+        table: vec![0; MAX_RUNS * RUN_LEN].into_boxed_slice(),
+        runs: Vec::new(),
+        hashes: Vec::new(),
+        odometer: Odometer::default(),
+    };
+    thread::spawn(move || {
+        let event = match thread.run(&inbox) {
+            ChannelFault::Lost(reason) => DestinationEvent::LinkLost(reason),
+            ChannelFault::Misbehaved(what) => DestinationEvent::PeerMisbehaved(what),
+        };
+        // The session may have ended, which is why the channel did.
+        let _ = inbox.send(Happening::Event(event));
+    });
+}
+
+struct PageThread {
+    channel: u16,
+    receiver: Box<dyn DataReceiver>,
+    shared: Arc<Shared>,
+    /// Space for the longest table, so that a frame allocates nothing.
+    table: Box<[u8]>,
+    runs: Vec<FrameRun>,
+    hashes: Vec<u64>,
+    odometer: Odometer,
+}
+
+impl PageThread {
+    fn run(&mut self, inbox: &Sender<Happening>) -> ChannelFault {
+        loop {
+            let received = self.frame();
+            self.shared.traffic.add_received(self.odometer.advance(self.receiver.bytes_received()));
+            match received {
+                Ok(None) => {}
+                Ok(Some(marker)) => {
+                    if inbox.send(Happening::Event(marker)).is_err() {
+                        return ChannelFault::Lost("the session is over".into());
+                    }
+                }
+                Err(fault) => return fault,
+            }
+        }
+    }
+
+    /// Takes in one frame; a marker becomes an event. Nothing of a frame is read before what was read of it
+    /// has been checked.
+    fn frame(&mut self) -> Result<Option<DestinationEvent>, ChannelFault> {
+        let mut head = [0; FRAME_HEAD_LEN];
+        self.receiver.read_exact(&mut head)?;
+        let head = FrameHead::decode(&head)?;
+        self.shared.engine.lock().admit(self.channel, &head)?;
+        let table = &mut self.table[..head.table_len()];
+        self.receiver.read_exact(table)?;
+        let payload = decode_table(&head, table, self.shared.ram.layout(), &mut self.runs)?;
+        match head.kind {
+            FrameKind::Marker => {
+                let FrameHead { iteration, pages, .. } = head;
+                return Ok(Some(DestinationEvent::Marker { channel: self.channel, iteration, pages }));
+            }
+            FrameKind::Pages => self.place(payload)?,
+            FrameKind::Hashes => self.compare(payload)?,
+        }
+        Ok(None)
+    }
+
+    /// Reads the payload straight into guest RAM, which nobody runs on yet.
+    fn place(&mut self, payload: usize) -> Result<(), ChannelFault> {
+        let ram = self.shared.ram.clone();
+        let of = |class| self.runs.iter().filter(move |run| run.class == class).map(|run| run.pages);
+        let slices: Vec<_> = of(PageClass::Data).map(|run| ram.slice(run)).collect();
+        if !slices.is_empty() {
+            self.receiver.read_payload(&slices)?;
+        }
+        let zero_again = self.zero_again();
+        zero_again.iter().for_each(|run| ram.zero(*run));
+        let mut engine = self.shared.engine.lock();
+        if engine.verify() == VerifyWhen::After {
+            // Hashing takes longer than the lock may be held; nobody else touches these pages.
+            drop(engine);
+            for run in &self.runs {
+                self.shared.hashes.record(&ram, run.pages, &mut self.hashes);
+            }
+            engine = self.shared.engine.lock();
+        }
+        engine.placed(self.channel, self.runs.iter().map(|run| run.pages), payload as u64);
+        Ok(())
+    }
+
+    /// Zero pages that were placed before. The others are zero already, and touching them would give them
+    /// memory of their own.
+    fn zero_again(&self) -> Vec<PageRun> {
+        let engine = self.shared.engine.lock();
+        let zero = self.runs.iter().filter(|run| run.class == PageClass::Zero).map(|run| run.pages);
+        zero.flat_map(|run| (run.first..run.first + run.count).map(move |page| (run.block, page)))
+            .filter(|(block, page)| engine.has(*block, *page))
+            .map(|(block, first)| PageRun { block, first, count: 1 })
+            .collect()
+    }
+
+    fn compare(&mut self, payload: usize) -> Result<(), ChannelFault> {
+        let mut bytes = vec![0; payload.min(MAX_HASH_PAGES as usize * size_of::<u64>())];
+        self.receiver.read_exact(&mut bytes)?;
+        let ram = self.shared.ram.clone();
+        self.hashes.clear();
+        let placed = self.shared.engine.lock().verify() == VerifyWhen::After;
+        for run in &self.runs {
+            match placed {
+                true => self.shared.hashes.placed(run.pages, &mut self.hashes),
+                false => ram.hash_pages(run.pages, &mut self.hashes),
+            }
+        }
+        let pages = self.runs.iter().flat_map(|run| {
+            let run = run.pages;
+            (run.first..run.first + run.count).map(move |page| (run.block, page))
+        });
+        let theirs = bytes.chunks_exact(size_of::<u64>());
+        let (mut count, mut mismatches, mut detail) = (0, 0, None);
+        for ((ours, theirs), (block, page)) in self.hashes.iter().zip(theirs).zip(pages) {
+            count += 1;
+            if ours.to_le_bytes() != *theirs {
+                mismatches += 1;
+                detail.get_or_insert_with(|| format!("page {page} of RAM block {}", block.0));
+            }
+        }
+        self.shared.engine.lock().compared(self.channel, count, mismatches, detail);
+        Ok(())
+    }
+}

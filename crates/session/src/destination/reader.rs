@@ -1,0 +1,48 @@
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+
+use migrated_engine::destination::DestinationEvent;
+use migrated_transport::{ControlReceiver, TransportError};
+use migrated_wire::{MAX_MESSAGE, ToDestination, decode_message};
+
+use super::{Happening, Shared};
+use crate::error::ChannelFault;
+use crate::traffic::Odometer;
+
+/// The reader looks up from a silent channel this often, only to notice that the session is over.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Starts the thread that turns the source's messages into events.
+pub(super) fn start(shared: &Arc<Shared>, inbox: &Sender<Happening>, mut receiver: Box<dyn ControlReceiver>) {
+    let (shared, inbox) = (shared.clone(), inbox.clone());
+    thread::spawn(move || {
+        let event = match read(receiver.as_mut(), &shared, &inbox) {
+            ChannelFault::Lost(reason) => DestinationEvent::LinkLost(reason),
+            ChannelFault::Misbehaved(what) => DestinationEvent::PeerMisbehaved(what),
+        };
+        // The session may have ended, which is why the channel did.
+        let _ = inbox.send(Happening::Event(event));
+    });
+}
+
+fn read(receiver: &mut dyn ControlReceiver, shared: &Shared, inbox: &Sender<Happening>) -> ChannelFault {
+    let mut odometer = Odometer::default();
+    loop {
+        let message = match receiver.recv(MAX_MESSAGE, PATIENCE) {
+            Ok(bytes) => decode_message::<ToDestination>(bytes),
+            Err(TransportError::TimedOut { .. }) => continue,
+            Err(error) => return error.into(),
+        };
+        shared.traffic.add_received(odometer.advance(receiver.bytes_received()));
+        match message {
+            Ok(message) => {
+                if inbox.send(Happening::Event(DestinationEvent::Message(message))).is_err() {
+                    return ChannelFault::Lost("the session is over".into());
+                }
+            }
+            Err(error) => return error.into(),
+        }
+    }
+}

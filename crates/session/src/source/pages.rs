@@ -1,0 +1,141 @@
+//! The page channels' threads at the source: from the engine's runs to frames on the wire.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+
+use migrated_engine::source::{BATCH_RUNS, Next, Sent, SourceEvent};
+use migrated_guest::{GuestRam, PageClass as ScanClass};
+use migrated_pages::PageRun;
+use migrated_transport::{DataSender, TransportError};
+use migrated_wire::{FrameHead, FrameKind, FrameRun, PageClass, encode_run};
+use vm_memory::VolatileSlice;
+
+use super::Shared;
+use crate::traffic::Odometer;
+
+/// Starts a thread for each channel. They end with the engine, or with their channel.
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    events: &Sender<SourceEvent>,
+    ram: &GuestRam,
+    senders: Vec<Box<dyn DataSender>>,
+) {
+    for (channel, sender) in (0u16..).zip(senders) {
+        let (shared, events, ram) = (shared.clone(), events.clone(), ram.clone());
+        let mut thread =
+            PageThread { channel, sender, shared, ram, head: Vec::new(), odometer: Odometer::default() };
+        thread::spawn(move || {
+            if let Err(error) = thread.run(&events) {
+                // The session may have ended, which is why the channel did.
+                let _ = events.send(SourceEvent::LinkLost(error.to_string()));
+            }
+        });
+    }
+}
+
+struct PageThread {
+    channel: u16,
+    sender: Box<dyn DataSender>,
+    shared: Arc<Shared>,
+    ram: GuestRam,
+    /// A frame's head and table, reused.
+    head: Vec<u8>,
+    odometer: Odometer,
+}
+
+impl PageThread {
+    fn run(&mut self, events: &Sender<SourceEvent>) -> Result<(), TransportError> {
+        let mut runs = Vec::with_capacity(BATCH_RUNS);
+        let mut classes = Vec::with_capacity(BATCH_RUNS);
+        loop {
+            runs.clear();
+            match self.next(&mut runs) {
+                Next::Pages { iteration } => {
+                    let sent = self.send_pages(iteration, &runs, &mut classes)?;
+                    self.shared.engine.lock().batch_sent(self.shared.clock.now(), sent);
+                }
+                Next::Hashes { iteration } => {
+                    for run in &runs {
+                        self.send_hashes(iteration, *run)?;
+                    }
+                }
+                Next::Marker { iteration, pages } => {
+                    self.head.clear();
+                    FrameHead::marker(iteration, pages).encode(&mut self.head);
+                    self.send(&[])?;
+                    self.shared.engine.lock().marker_sent(self.shared.clock.now());
+                    // The engine may have something to say now, and the session's thread waits for events.
+                    let _ = events.send(SourceEvent::Tick);
+                }
+                Next::Ended => return Ok(()),
+                Next::Wait | Next::WaitUntil(_) => {}
+            }
+        }
+    }
+
+    /// The next piece of work; waits where the engine says so.
+    fn next(&self, runs: &mut Vec<PageRun>) -> Next {
+        let mut engine = self.shared.engine.lock();
+        loop {
+            match engine.next_batch(self.shared.clock.now(), self.channel, runs) {
+                Next::Wait => self.shared.work.wait(&mut engine),
+                Next::WaitUntil(at) => {
+                    self.shared.work.wait_until(&mut engine, self.shared.clock.instant(at));
+                }
+                next => return next,
+            }
+        }
+    }
+
+    /// Zero pages become runs without bytes; the others go from guest RAM to the socket. The pages' dirty
+    /// bits were cleared before these runs were handed out: what the guest writes from then on comes again.
+    fn send_pages(
+        &mut self,
+        iteration: u32,
+        runs: &[PageRun],
+        classes: &mut Vec<(PageRun, ScanClass)>,
+    ) -> Result<Sent, TransportError> {
+        classes.clear();
+        runs.iter().for_each(|run| self.ram.split_zero(*run, classes));
+        let mut sent = Sent::default();
+        let ram = self.ram.clone();
+        let mut payload = Vec::with_capacity(classes.len());
+        self.head.clear();
+        FrameHead { kind: FrameKind::Pages, iteration, runs: classes.len() as u32, pages: 0 }
+            .encode(&mut self.head);
+        for (pages, class) in classes.iter() {
+            let class = match class {
+                ScanClass::Zero => {
+                    sent.zero_pages += pages.count;
+                    PageClass::Zero
+                }
+                ScanClass::Data => {
+                    sent.data_pages += pages.count;
+                    sent.bytes += pages.bytes();
+                    payload.push(ram.slice(*pages));
+                    PageClass::Data
+                }
+            };
+            encode_run(&FrameRun { pages: *pages, class }, &mut self.head);
+        }
+        self.send(&payload)?;
+        Ok(sent)
+    }
+
+    fn send_hashes(&mut self, iteration: u32, pages: PageRun) -> Result<(), TransportError> {
+        let mut hashes = Vec::with_capacity(pages.count as usize);
+        self.ram.hash_pages(pages, &mut hashes);
+        self.head.clear();
+        FrameHead { kind: FrameKind::Hashes, iteration, runs: 1, pages: 0 }.encode(&mut self.head);
+        encode_run(&FrameRun { pages, class: PageClass::Data }, &mut self.head);
+        hashes.iter().for_each(|hash| self.head.extend_from_slice(&hash.to_le_bytes()));
+        self.send(&[])
+    }
+
+    fn send(&mut self, payload: &[VolatileSlice<'_>]) -> Result<(), TransportError> {
+        let result = self.sender.send(&self.head, payload);
+        self.shared.traffic.add_sent(self.odometer.advance(self.sender.bytes_sent()));
+        result
+    }
+}
