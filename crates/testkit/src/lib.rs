@@ -5,6 +5,8 @@ pub mod capability;
 mod guest;
 pub mod pair;
 mod rng;
+mod wait;
 
 pub use guest::FakeGuest;
 pub use rng::Rng;
+pub use wait::wait_until;

@@ -33,7 +33,9 @@ pub fn in_tokens(path: &str, tokens: &[Token]) -> Vec<String> {
         }
         let in_test = test_file || token.test;
         if in_test && starts_with(here, &["thread", ":", ":", "sleep"]) {
-            breach("thread::sleep in a test: wait for the event itself");
+            breach(
+                "thread::sleep in a test: wait for the event itself, or testkit::wait_until where there is none",
+            );
         }
     }
     breaches
