@@ -42,6 +42,10 @@ const RAM: [(GuestAddress, usize); 2] =
 /// The smallest ring that every host's KVM takes.
 const SMALL_RING: u32 = 1024;
 
+/// Privilege levels of x86.
+const USER: u8 = 3;
+const KERNEL: u8 = 0;
+
 /// A page by its guest-physical address.
 type Page = u64;
 
@@ -62,6 +66,10 @@ struct TestVcpu {
 
 impl TestVm {
     fn new(kind: TrackerKind, vcpus: u64) -> Self {
+        Self::at_level(USER, kind, vcpus)
+    }
+
+    fn at_level(level: u8, kind: TrackerKind, vcpus: u64) -> Self {
         let kvm = Kvm::new().unwrap();
         let vm = Arc::new(kvm.create_vm().unwrap());
         let tracking = DirtyTracking::enable(kind, &vm, SMALL_RING).unwrap();
@@ -79,7 +87,7 @@ impl TestVm {
         }
         let ram = GuestRam::new(memory.clone()).unwrap();
         let slots = Arc::new(MemorySlots::register(Arc::clone(&vm), memory).unwrap());
-        let fds: Vec<_> = (0..vcpus).map(|id| user_mode(vm.create_vcpu(id).unwrap())).collect();
+        let fds: Vec<_> = (0..vcpus).map(|id| long_mode(vm.create_vcpu(id).unwrap(), level)).collect();
         let vmm_writes = VmmWrites::new(ram.layout());
         let attached = tracking.attach(&slots, &ram, &fds, vmm_writes.clone()).unwrap();
         let exits = Arc::new(AtomicU64::new(0));
@@ -137,8 +145,8 @@ impl TestVcpu {
     }
 }
 
-/// Puts a vCPU into 64-bit user mode. Not into the kernel's mode: a KVM that emulates that one may run many instructions before it looks whether a ring is full.
-fn user_mode(vcpu: VcpuFd) -> VcpuFd {
+/// Puts a vCPU into 64-bit mode at a privilege level.
+fn long_mode(vcpu: VcpuFd, level: u8) -> VcpuFd {
     let mut sregs = vcpu.get_sregs().unwrap();
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, PML4_AT, CR4_PAE, EFER_LONG_MODE);
     sregs.cs.type_ = 0xb;
@@ -146,8 +154,8 @@ fn user_mode(vcpu: VcpuFd) -> VcpuFd {
     sregs.es.type_ = 0x3;
     sregs.ss.type_ = 0x3;
     for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.es, &mut sregs.ss] {
-        (segment.base, segment.limit, segment.selector) = (0, u32::MAX, 11);
-        (segment.g, segment.db, segment.s, segment.present, segment.dpl) = (1, 1, 1, 1, 3);
+        (segment.base, segment.limit, segment.selector) = (0, u32::MAX, 8 + u16::from(level));
+        (segment.g, segment.db, segment.s, segment.present, segment.dpl) = (1, 1, 1, 1, level);
     }
     (sregs.cs.l, sregs.cs.db) = (1, 0);
     vcpu.set_sregs(&sregs).unwrap();
@@ -232,6 +240,23 @@ fn full_rings_lose_nothing() {
         assert!(vm.harvest() == set(&lists), "pages are missing");
     }
     assert!(vm.vcpus[0].ring_full_exits.load(Ordering::Relaxed) >= 8, "10000 pages need full rings");
+}
+
+/// A KVM that emulates kernel mode may fill a ring past its end before it looks.
+#[test]
+fn an_overrun_ring_is_noticed() {
+    require!(Kvm);
+    let mut vm = TestVm::at_level(KERNEL, TrackerKind::Ring, 2);
+    vm.tracker.start().unwrap();
+    let lists = [low(0, 5000), low(5000, 5000)];
+    vm.write(&lists);
+    let mut dirty = PageSet::empty(vm.ram.layout());
+    if vm.tracker.harvest(&mut dirty).is_ok() {
+        let missing = set(&lists).difference(&addresses(&vm.ram, &dirty)).count();
+        assert_eq!(missing, 0, "pages are missing and nobody noticed");
+    }
+    vm.tracker.stop().unwrap();
+    vm.write(&lists);
 }
 
 #[test]

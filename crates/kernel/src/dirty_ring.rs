@@ -8,6 +8,7 @@ use kvm_bindings::{
     KVMIO, kvm_dirty_gfn, kvm_enable_cap,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use thiserror::Error;
 use vmm_sys_util::ioctl::ioctl;
 use vmm_sys_util::ioctl_io_nr;
 
@@ -37,6 +38,16 @@ pub struct DirtyGfn {
     /// Page in the slot.
     pub offset: u64,
 }
+
+/// KVM wrote a ring full to its last entry, and perhaps past it.
+///
+/// It must not come to that: KVM keeps some entries in reserve for what a vCPU writes before it leaves
+/// guest mode for a full ring. But a KVM that emulates instructions may run more of them than
+/// the reserve is for, and then it overwrites entries that nobody has read. Pages were written
+/// that nobody knows, and this side no longer knows where KVM goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("KVM filled a dirty ring to its end, so pages that the guest wrote may be unknown")]
+pub struct RingOverrun;
 
 /// A VM whose vCPUs log written pages in rings.
 #[derive(Clone, Debug)]
@@ -146,30 +157,53 @@ pub struct DirtyRing {
 unsafe impl Send for DirtyRing {}
 
 impl DirtyRing {
-    /// Hands every entry that KVM has published to `each`, marks it collected, and returns how many.
-    pub fn collect(&mut self, mut each: impl FnMut(DirtyGfn)) -> u32 {
-        let mut collected = 0;
+    /// Hands every entry that KVM has published to `each` and marks it collected.
+    ///
+    /// # Errors
+    /// [`RingOverrun`] when the ring was full to the last entry; all of them have been handed on.
+    pub fn collect(&mut self, mut each: impl FnMut(DirtyGfn)) -> Result<(), RingOverrun> {
         // A full round at most: KVM can't use an entry again before the reset.
-        while collected < self.entries {
-            let index = (self.next % self.entries) as usize;
-            // SAFETY: index < entries, all of which are mapped while `self` lives, and aligned.
-            let gfn = unsafe { self.gfns.add(index).as_ptr() };
-            // SAFETY: `flags` is a mapped, aligned u32 that KVM and this side only access atomically.
-            let flags = unsafe { AtomicU32::from_ptr(&raw mut (*gfn).flags) };
+        for _ in 0..self.entries {
+            let index = self.next % self.entries;
             // Acquire: `slot` and `offset` were written before KVM set the flag.
-            if flags.load(Ordering::Acquire) & KVM_DIRTY_GFN_F_MASK != KVM_DIRTY_GFN_F_DIRTY {
-                break;
+            if self.flags(index).load(Ordering::Acquire) & KVM_DIRTY_GFN_F_MASK != KVM_DIRTY_GFN_F_DIRTY {
+                return Ok(());
             }
-            // SAFETY: mapped and aligned as above; KVM leaves an entry alone while it is marked dirty.
+            let gfn = self.gfn(index);
+            // SAFETY: a mapped, aligned entry; KVM leaves it alone while it is marked dirty.
             let (slot, offset) =
                 unsafe { ((&raw const (*gfn).slot).read(), (&raw const (*gfn).offset).read()) };
             each(DirtyGfn { slot, offset });
             // Release: the entry was read before KVM may use it again.
-            flags.store(KVM_DIRTY_GFN_F_RESET, Ordering::Release);
+            self.flags(index).store(KVM_DIRTY_GFN_F_RESET, Ordering::Release);
             self.next = self.next.wrapping_add(1);
-            collected += 1;
         }
-        collected
+        Err(RingOverrun)
+    }
+
+    /// Marks everything that KVM has published as collected, unseen, after an overrun: with the reset
+    /// that follows, the vCPU can run on. What the ring says later means nothing.
+    pub fn abandon(&mut self) {
+        for index in 0..self.entries {
+            // Entries that KVM has not used must stay so: it would count them as given back.
+            let _ = self.flags(index).compare_exchange(
+                KVM_DIRTY_GFN_F_DIRTY,
+                KVM_DIRTY_GFN_F_RESET,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    fn gfn(&self, index: u32) -> *mut kvm_dirty_gfn {
+        assert!(index < self.entries);
+        self.gfns.as_ptr().wrapping_add(index as usize)
+    }
+
+    fn flags(&self, index: u32) -> &AtomicU32 {
+        // SAFETY: `gfn` points to an entry that is mapped and aligned while `self` lives; KVM and this
+        // side access its flags only atomically.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.gfn(index)).flags) }
     }
 }
 

@@ -13,7 +13,7 @@ mod vcpu_state;
 
 pub use advice::{MemoryAdvice, advise};
 pub use dirty_log::{ManualProtect, PAGES_PER_WORD};
-pub use dirty_ring::{DirtyGfn, DirtyRing, DirtyRingVm};
+pub use dirty_ring::{DirtyGfn, DirtyRing, DirtyRingVm, RingOverrun};
 pub use error::KvmError;
 pub use kvm_ioctls::{VcpuFd, VmFd};
 pub use memory_slots::{MemorySlot, MemorySlots};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use migrated_kernel::{DirtyGfn, KvmError, ManualProtect};
+use migrated_kernel::{DirtyGfn, KvmError, ManualProtect, RingOverrun};
 use migrated_pages::{PageBitmap, RamLayout};
 
 use super::log::DirtyLog;
@@ -184,13 +184,18 @@ impl Rings for FakeKernel {
         self.lock().switch(on)
     }
 
-    fn collect(&mut self, into: &mut Vec<DirtyGfn>) {
+    fn collect(&mut self, into: &mut Vec<DirtyGfn>) -> Result<(), RingOverrun> {
         let mut vm = self.lock();
         vm.enter();
         for entry in vm.rings.iter_mut().flatten().filter(|entry| !entry.collected) {
             entry.collected = true;
             into.push(entry.gfn);
         }
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        unreachable!("this KVM never overruns a ring");
     }
 
     /// Half its work is, here, success cut short by a signal, as the kernel does it.

@@ -2,14 +2,15 @@
 //! equals the guest in the end, whatever it writes when and whatever fails.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
-use migrated_kernel::ManualProtect;
+use migrated_kernel::{DirtyGfn, KvmError, ManualProtect, RingOverrun};
 use migrated_pages::{BlockId, PAGE_SIZE, PageRun, PageSet, RamBlock, RamLayout};
 use proptest::prelude::*;
 
 use super::fake::{FakeKernel, Page, Upset};
 use super::log::DirtyLogTracker;
-use super::ring::{DirtyRingTracker, RingHarvester};
+use super::ring::{DirtyRingTracker, RingHarvester, Rings};
 use super::{DirtyTracker, VmmWrites};
 
 const VCPUS: usize = 2;
@@ -199,29 +200,66 @@ proptest! {
     }
 }
 
+/// Rings that say once what they are told to.
+struct Scripted {
+    entries: Vec<DirtyGfn>,
+    overrun: bool,
+    /// What a reset gives back.
+    given_back: u32,
+    calls: Calls,
+}
+
+impl Rings for Scripted {
+    fn set_logging(&mut self, on: bool) -> Result<(), KvmError> {
+        self.calls.lock().unwrap().push(if on { "on" } else { "off" });
+        Ok(())
+    }
+
+    fn collect(&mut self, into: &mut Vec<DirtyGfn>) -> Result<(), RingOverrun> {
+        into.append(&mut self.entries);
+        if std::mem::take(&mut self.overrun) { Err(RingOverrun) } else { Ok(()) }
+    }
+
+    fn reset(&mut self) -> Result<u32, KvmError> {
+        Ok(self.given_back)
+    }
+
+    fn abandon(&mut self) {
+        self.calls.lock().unwrap().push("abandon");
+    }
+}
+
+fn scripted(entries: &[(u32, u64)], overrun: bool, given_back: u32) -> (DirtyRingTracker, PageSet, Calls) {
+    let layout = RamLayout::new(vec![RamBlock { name: "a".into(), guest_base: 0, pages: 4 }]).unwrap();
+    let calls = Calls::default();
+    let entries = entries.iter().map(|(slot, offset)| DirtyGfn { slot: *slot, offset: *offset }).collect();
+    let rings = Scripted { entries, overrun, given_back, calls: Arc::clone(&calls) };
+    let tracker = DirtyRingTracker::new(Box::new(rings), &layout, VmmWrites::new(&layout));
+    (tracker, PageSet::empty(&layout), calls)
+}
+
+type Calls = Arc<Mutex<Vec<&'static str>>>;
+
 #[test]
 fn a_page_that_the_guest_has_not_is_an_error_and_the_others_are_kept() {
-    struct Strange(bool);
-    impl super::ring::Rings for Strange {
-        fn set_logging(&mut self, _: bool) -> Result<(), migrated_kernel::KvmError> {
-            Ok(())
-        }
-        fn collect(&mut self, into: &mut Vec<migrated_kernel::DirtyGfn>) {
-            if std::mem::take(&mut self.0) {
-                let gfn = |slot, offset| migrated_kernel::DirtyGfn { slot, offset };
-                into.extend([gfn(0, 3), gfn(0, 4), gfn(1, 0), gfn(0x1_0000, 0)]);
-            }
-        }
-        fn reset(&mut self) -> Result<u32, migrated_kernel::KvmError> {
-            Ok(4)
-        }
-    }
-    let block = RamBlock { name: "a".into(), guest_base: 0, pages: 4 };
-    let layout = RamLayout::new(vec![block]).unwrap();
-    let mut tracker = DirtyRingTracker::new(Box::new(Strange(true)), &layout, VmmWrites::new(&layout));
-    let mut dirty = PageSet::empty(&layout);
+    let (mut tracker, mut dirty, _) = scripted(&[(0, 3), (0, 4), (1, 0), (0x1_0000, 0)], false, 4);
     let error = tracker.harvest(&mut dirty).expect_err("unknown pages").to_string();
     assert!(error.contains("harvest of dirty rings"), "{error}");
     assert!(dirty.contains(BlockId(0), 3) && dirty.len() == 1);
     assert_eq!(tracker.harvest(&mut dirty).expect("said once"), 0);
+}
+
+#[test]
+fn after_an_overrun_the_guest_goes_on_and_tracking_never_does() {
+    // Seen when collecting, or by a reset that gives nothing back.
+    for (overrun, given_back) in [(true, 1), (false, 0)] {
+        let (mut tracker, mut dirty, calls) = scripted(&[(0, 1)], overrun, given_back);
+        tracker.harvester().drain().expect("the vCPU can run on");
+        assert_eq!(*calls.lock().unwrap(), ["off", "abandon"]);
+        let error = tracker.harvest(&mut dirty).expect_err("pages are unknown").to_string();
+        assert!(error.contains("make the VM with the dirty log"), "{error}");
+        tracker.stop().expect("tracking can end");
+        tracker.start().expect_err("for good");
+        assert!(!calls.lock().unwrap().contains(&"on"));
+    }
 }

@@ -1,23 +1,26 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io};
 
-use migrated_kernel::{DirtyGfn, DirtyRing, DirtyRingVm, KvmError, MemorySlots};
+use migrated_kernel::{DirtyGfn, DirtyRing, DirtyRingVm, KvmError, MemorySlots, RingOverrun};
 use migrated_pages::{BlockId, PageRun, PageSet, RamLayout};
 
 use super::{DirtyTracker, VmmWrites};
 use crate::GuestError;
 
-/// How often in a row a reset may give back nothing, because a signal came in, before it is an error.
-const MAX_IDLE_RESETS: u32 = 16;
+/// How often in a row a reset may give back nothing, because a signal came in, before it counts as an
+/// overrun: KVM stops at an entry that was collected and then overwritten.
+const MAX_IDLE_RESETS: u32 = 64;
 
 /// KVM's dirty rings of all vCPUs of a VM. The seam at which tests put a fake kernel.
 pub(super) trait Rings: Send {
     /// Switches logging of all slots.
     fn set_logging(&mut self, on: bool) -> Result<(), KvmError>;
     /// Takes all published entries of all rings.
-    fn collect(&mut self, into: &mut Vec<DirtyGfn>);
+    fn collect(&mut self, into: &mut Vec<DirtyGfn>) -> Result<(), RingOverrun>;
     /// Protects the pages of collected entries and frees them, some or all; returns how many.
     fn reset(&mut self) -> Result<u32, KvmError>;
+    /// After an overrun: throws away all entries, so that vCPUs can run on.
+    fn abandon(&mut self);
 }
 
 /// The rings of a real VM.
@@ -32,14 +35,18 @@ impl Rings for KvmRings {
         self.slots.set_dirty_logging(on)
     }
 
-    fn collect(&mut self, into: &mut Vec<DirtyGfn>) {
-        for ring in &mut self.rings {
-            ring.collect(|gfn| into.push(gfn));
-        }
+    fn collect(&mut self, into: &mut Vec<DirtyGfn>) -> Result<(), RingOverrun> {
+        self.rings.iter_mut().try_for_each(|ring| ring.collect(|gfn| into.push(gfn)))
     }
 
     fn reset(&mut self) -> Result<u32, KvmError> {
         self.vm.reset()
+    }
+
+    fn abandon(&mut self) {
+        self.rings.iter_mut().for_each(DirtyRing::abandon);
+        // An error changes nothing: the rings are not used any more, and a full one is abandoned again.
+        while self.vm.reset().is_ok_and(|given_back| given_back > 0) {}
     }
 }
 
@@ -49,6 +56,9 @@ impl Rings for KvmRings {
 /// the page from a harvest, read it, and forget it before the reset. Hence the lock: a page collected
 /// by a vCPU thread whose ring was full is out of reach of a harvest until that thread has reset it.
 /// And hence `unreset`: when a reset fails, its pages are reported again and again until one succeeds.
+///
+/// After a ring's overrun nobody knows what was written. Then tracking fails for good, and with it a
+/// migration; the guest goes on.
 pub(super) struct DirtyRingTracker {
     shared: Arc<Mutex<State>>,
     vmm_writes: VmmWrites,
@@ -64,6 +74,8 @@ struct State {
     awaiting_reset: usize,
     /// Pages that full rings made vCPU threads collect, for the next harvest.
     drained: PageSet,
+    /// A ring's overrun ends tracking for the life of the VM.
+    overrun: bool,
 }
 
 impl DirtyRingTracker {
@@ -74,6 +86,7 @@ impl DirtyRingTracker {
             unreset: Vec::new(),
             awaiting_reset: 0,
             drained: PageSet::empty(layout),
+            overrun: false,
         };
         Self { shared: Arc::new(Mutex::new(state)), vmm_writes }
     }
@@ -87,7 +100,9 @@ impl DirtyTracker for DirtyRingTracker {
     fn start(&mut self) -> Result<(), GuestError> {
         self.stop()?;
         self.vmm_writes.discard();
-        Ok(lock(&self.shared).kernel.set_logging(true)?)
+        let mut state = lock(&self.shared);
+        state.check()?;
+        Ok(state.kernel.set_logging(true)?)
     }
 
     fn harvest(&mut self, dirty: &mut PageSet) -> Result<u64, GuestError> {
@@ -101,6 +116,7 @@ impl DirtyTracker for DirtyRingTracker {
         let (known, unknown) = report(&state.pages, &state.unreset, dirty);
         newly += known;
         state.reset()?;
+        state.check()?;
         unknown.map_or(Ok(newly), Err)
     }
 
@@ -144,27 +160,37 @@ impl RingHarvester {
 impl State {
     fn collect(&mut self) {
         let before = self.unreset.len();
-        self.kernel.collect(&mut self.unreset);
+        let result = self.kernel.collect(&mut self.unreset);
         self.awaiting_reset += self.unreset.len() - before;
+        self.overrun |= result.is_err();
     }
 
     /// A signal may cut a reset short, so KVM is asked until it has given all entries back.
     fn reset(&mut self) -> Result<(), KvmError> {
         let mut idle = 0;
-        while self.awaiting_reset > 0 {
+        while self.awaiting_reset > 0 && !self.overrun {
             let given_back = self.kernel.reset()? as usize;
             self.awaiting_reset = self.awaiting_reset.saturating_sub(given_back);
             idle = if given_back == 0 { idle + 1 } else { 0 };
-            if idle == MAX_IDLE_RESETS {
-                return Err(KvmError::Call {
-                    call: "KVM_RESET_DIRTY_RINGS",
-                    meaning: "signals keep interrupting it; look who sends them to this thread",
-                    source: io::ErrorKind::Interrupted.into(),
-                });
-            }
+            self.overrun = idle == MAX_IDLE_RESETS;
+        }
+        if self.overrun {
+            self.kernel.set_logging(false)?;
+            self.kernel.abandon();
+            self.awaiting_reset = 0;
         }
         self.unreset.clear();
         Ok(())
+    }
+
+    fn check(&self) -> Result<(), GuestError> {
+        if !self.overrun {
+            return Ok(());
+        }
+        Err(GuestError::Kernel {
+            operation: "tracking by dirty rings".into(),
+            source: io::Error::other(format!("{RingOverrun}; make the VM with the dirty log instead")),
+        })
     }
 }
 
