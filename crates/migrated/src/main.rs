@@ -3,6 +3,7 @@
 //! One binary: the daemon (`serve`), the process of one guest (`vm-process`, started by the daemon),
 //! and the command line that talks to a daemon's HTTP API.
 
+mod certs;
 mod cli;
 mod client;
 mod config;

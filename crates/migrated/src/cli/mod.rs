@@ -8,6 +8,7 @@ mod output;
 mod progress;
 mod vm;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -63,6 +64,15 @@ enum Command {
     VmProcess(VmProcessArgs),
 }
 
+/// Follows a migration to its end, unseen.
+#[cfg(test)]
+pub async fn watch_migration(
+    client: &crate::client::ApiClient,
+    id: &str,
+) -> Result<migrated_api::MigrationRecord> {
+    progress::watch(client, id, false).await
+}
+
 /// Does what was asked.
 pub fn main(cli: Cli) -> ExitCode {
     let done = match cli.command {
@@ -114,5 +124,9 @@ fn start_log(daemon: bool) {
     let default = if daemon { "info" } else { "warn" };
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("MIGRATED_LOG").unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
 }

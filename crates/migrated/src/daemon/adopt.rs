@@ -75,11 +75,11 @@ impl Daemon {
         vm.set_process(process.clone());
         // What the API shows must be right from its first answer on, where the process answers.
         let connected = ControlClient::connect(&vm.dir.control_socket(), ControlClient::PATIENCE).await;
-        let connection = match connected {
+        let events = match connected {
             Ok((client, events)) => {
                 vm.set_client(Some(client.clone()));
                 match self.catch_up(&vm, &client).await {
-                    Ok(()) => Some((client, events)),
+                    Ok(()) => Some(events),
                     Err(e) => {
                         tracing::warn!(vm = vm.id, "the VM process does not say how it is: {e}");
                         None
@@ -91,7 +91,7 @@ impl Daemon {
                 None
             }
         };
-        tokio::spawn(Arc::clone(self).supervise(vm, connection, Exit::Adopted(process)));
+        tokio::spawn(Arc::clone(self).supervise(vm, events, Exit::Adopted(process)));
     }
 
     /// A migration whose VM is not here any more.

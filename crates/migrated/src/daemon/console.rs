@@ -40,7 +40,9 @@ impl ConsoleReader {
                     match client.request_within(request, wait + Duration::from_secs(10)).await {
                         Ok(Response::Console(chunk)) => chunk,
                         Ok(_) => {
-                            return Err(self.vm.failed(ClientError::Unexpected("another answer than output")));
+                            return Err(self
+                                .vm
+                                .failed(ClientError::Unexpected("another answer than output")));
                         }
                         // It ended in between: its ring has the rest.
                         Err(_) if self.vm.wait_gone(Duration::from_secs(1)).await => continue,

@@ -38,14 +38,6 @@ pub enum DaemonError {
         #[source]
         source: ClientError,
     },
-    /// The VM process ended.
-    #[error("the VM process of {vm} ended: {reason}")]
-    VmDied {
-        /// Which VM.
-        vm: String,
-        /// What it left as its reason, or how it was killed.
-        reason: String,
-    },
     /// Not in this state.
     #[error("VM {vm} is {state}; it must be {wanted} for that")]
     WrongState {
@@ -117,7 +109,6 @@ impl DaemonError {
             Self::Kvm(_) => "kvm_unavailable",
             Self::Vm(error) => &error.code,
             Self::VmUnreachable { .. } => "vm_process_unreachable",
-            Self::VmDied { .. } => "vm_process_died",
             Self::WrongState { .. } => "wrong_vm_state",
             Self::MigrationInProgress { .. } => "migration_in_progress",
             Self::NotCancellable { .. } => "migration_not_cancellable",

@@ -13,8 +13,13 @@ pub struct KvmFacts {
     pub max_vcpus: u32,
 }
 
+/// Opens the system's KVM.
+pub fn probe_kvm() -> Result<KvmFacts, DaemonError> {
+    probe_kvm_at(Path::new("/dev/kvm"))
+}
+
 /// Opens KVM at `device`.
-pub fn probe_kvm(device: &Path) -> Result<KvmFacts, DaemonError> {
+pub fn probe_kvm_at(device: &Path) -> Result<KvmFacts, DaemonError> {
     let refuse = |reason: &str| DaemonError::Kvm(format!("can't use {}: {reason}", device.display()));
     let path = CString::new(device.as_os_str().as_bytes()).map_err(|_| refuse("the path has a zero byte"))?;
     let kvm = kvm_ioctls::Kvm::new_with_path(path.as_c_str()).map_err(|e| match e.errno() {

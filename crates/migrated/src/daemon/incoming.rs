@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use migrated_api::{MigrationRecord, MigrationState, PrepareIncoming, Prepared, RecordRole};
-use migrated_control::{IncomingPlan, Request, StartedAt, VmStart, VmState};
+use migrated_control::{ClientError, IncomingPlan, Request, StartedAt, VmStart, VmState};
 use migrated_wire::Token;
 
 use super::admission::Admitted;
@@ -27,6 +27,7 @@ impl Daemon {
                 return Err(DaemonError::AdmissionRefused(reasons));
             }
         };
+        self.wait_for_departed(&request.vm).await;
         let registered = self.register(request.vm.clone(), request.spec.clone(), VmState::Incoming);
         let vm = registered.map_err(|_| DaemonError::AdmissionRefused(self.registration_faults(&request)))?;
         match self.enter_incoming(&request, &admitted) {
@@ -35,6 +36,14 @@ impl Daemon {
                 self.forget(&vm);
                 Err(e)
             }
+        }
+    }
+
+    /// A guest that comes back soon may find its former VM process still freeing its memory.
+    async fn wait_for_departed(&self, id: &str) {
+        let departed = self.vms.lock().get(id).filter(|vm| vm.state().0 == VmState::MigratedAway).cloned();
+        if let Some(departed) = departed {
+            departed.wait_gone(CLEARING).await;
         }
     }
 
@@ -108,18 +117,21 @@ impl Daemon {
                 state => Err(DaemonError::NotCancellable { id: id.to_owned(), state }),
             };
         };
-        vm.client()?
-            .perform(Request::CancelMigration { migration: migration.id })
-            .await
-            .map_err(|e| vm.failed(e))?;
-        if !vm.wait_gone(CLEARING).await {
-            tracing::warn!(
-                vm = vm.id,
-                migration = id,
-                "the VM process of a cancelled migration is still there"
-            );
+        let asked = vm.client()?.perform(Request::CancelMigration { migration: migration.id }).await;
+        match asked {
+            Err(ClientError::Refused(refusal)) => Err(DaemonError::Vm(refusal)),
+            // Gone is what it was asked to be, also when it went without an answer.
+            _ if vm.wait_gone(CLEARING).await => Ok(()),
+            Ok(()) => {
+                tracing::warn!(
+                    vm = vm.id,
+                    migration = id,
+                    "the VM process of a cancelled migration is still there"
+                );
+                Ok(())
+            }
+            Err(e) => Err(vm.failed(e)),
         }
-        Ok(())
     }
 
     /// The migration of that id that came, or was to come, here.

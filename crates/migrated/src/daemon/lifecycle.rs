@@ -60,7 +60,9 @@ impl Daemon {
         let process = child.id().and_then(ProcessId::of);
         let mut exit = Exit::Child(child);
         let Some(process) = process else {
-            return Err(self.died(vm, exit.wait().await));
+            let how = exit.wait().await;
+            self.on_exit(vm, how);
+            return Err(vm.died());
         };
         vm.set_process(process.clone());
         self.store.write_process(&vm.dir, &process).map_err(local("its pid file"))?;
@@ -68,13 +70,16 @@ impl Daemon {
         let connected = tokio::select! {
             connected = ControlClient::connect(&socket, GREETING) => connected,
             how = exit.wait() => {
-                vm.set_gone();
-                return Err(self.died(vm, how));
+                self.on_exit(vm, how);
+                return Err(vm.died());
             }
         };
         // From here the supervisor waits for its end, also when it gave no greeting.
         let (client, events) = match connected {
-            Ok((client, events)) => (Ok(client.clone()), Some((client, events))),
+            Ok((client, events)) => {
+                vm.set_client(Some(client.clone()));
+                (Ok(client), Some(events))
+            }
             Err(e) => (Err(e), None),
         };
         tokio::spawn(Arc::clone(self).supervise(Arc::clone(vm), events, exit));
@@ -88,37 +93,19 @@ impl Daemon {
     ) -> Result<Vec<SocketAddr>, DaemonError> {
         let patience = GREETING + Duration::from_secs(vm.spec.memory_bytes / SLOWEST_PREFAULT);
         let asked = match client {
-            Ok(client) => client.request_within(Request::AwaitReady, patience).await,
+            Ok(client) => ready_and_state(&client, vm, patience).await,
             Err(e) => Err(e),
         };
         match asked {
-            Ok(Response::Ready { endpoints }) => Ok(endpoints),
-            Ok(_) => Err(ClientError::Unexpected("another answer than that it is ready")),
+            Ok(endpoints) => Ok(endpoints),
             Err(ClientError::Refused(refusal)) => return Err(DaemonError::Vm(refusal)),
             // It can't be reached because it died: its own reason says more.
             Err(_) if vm.wait_gone(Duration::from_secs(1)).await => {
-                return Err(self.died(vm, vm.state().1.unwrap_or_default()));
+                return Err(vm.died());
             }
             Err(e) => Err(e),
         }
         .map_err(|source| DaemonError::VmUnreachable { vm: vm.spec.name.clone(), source })
-    }
-
-    fn died(&self, vm: &Vm, how: String) -> DaemonError {
-        let log = std::fs::read_to_string(vm.dir.log()).unwrap_or_default();
-        let last_line = log.trim_end().lines().next_back().unwrap_or_default();
-        match vm.dir.read_exit() {
-            Some(report) => DaemonError::Vm(migrated_control::ControlError::new(
-                migrated_control::ErrorKind::Internal,
-                report.code,
-                report.message,
-            )),
-            None if last_line.is_empty() => DaemonError::VmDied { vm: vm.spec.name.clone(), reason: how },
-            None => DaemonError::VmDied {
-                vm: vm.spec.name.clone(),
-                reason: format!("{how}; it said: {last_line}"),
-            },
-        }
     }
 
     /// Stops a VM's vCPUs.
@@ -162,7 +149,32 @@ impl Daemon {
     }
 }
 
+/// Waits until the VM is made, and learns what it does then.
+async fn ready_and_state(
+    client: &ControlClient,
+    vm: &Vm,
+    patience: Duration,
+) -> Result<Vec<SocketAddr>, ClientError> {
+    let Response::Ready { endpoints } = client.request_within(Request::AwaitReady, patience).await? else {
+        return Err(ClientError::Unexpected("another answer than that it is ready"));
+    };
+    let status = client.status().await?;
+    // An event may have told more since.
+    if vm.state().0 == VmState::Starting {
+        vm.set_state(status.state, status.reason);
+    }
+    Ok(endpoints)
+}
+
 impl Vm {
+    /// How its process died, as the reason why it could not be made.
+    fn died(&self) -> DaemonError {
+        match self.death() {
+            Some(death) => DaemonError::Vm(death.to_error()),
+            None => DaemonError::VmUnreachable { vm: self.spec.name.clone(), source: ClientError::Closed },
+        }
+    }
+
     /// An error of the connection to its process, as the daemon's.
     pub(super) fn failed(&self, error: ClientError) -> DaemonError {
         match error {

@@ -181,7 +181,10 @@ impl Daemon {
         let state = migration.state();
         let too_late = matches!(
             state,
-            MigrationState::Switchover | MigrationState::Indeterminate | MigrationState::Running
+            MigrationState::Switchover
+                | MigrationState::Indeterminate
+                | MigrationState::Running
+                | MigrationState::Settling
         );
         if state.is_final() || too_late {
             return Err(DaemonError::NotCancellable { id, state });

@@ -6,6 +6,7 @@
 mod admission;
 mod adopt;
 mod console;
+mod death;
 mod error;
 mod host;
 mod incoming;
@@ -22,7 +23,6 @@ mod supervise;
 mod vm;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -32,6 +32,8 @@ use parking_lot::Mutex;
 
 pub use console::ConsoleReader;
 pub use error::DaemonError;
+#[cfg(test)]
+pub use host::probe_kvm_at;
 pub use host::{KvmFacts, probe_kvm};
 pub use migration::Migration;
 pub use process::VmCommand;
@@ -50,8 +52,8 @@ const KEPT_MIGRATIONS: usize = 1000;
 pub struct Ground {
     /// What becomes a VM process.
     pub vm_command: VmCommand,
-    /// The KVM device.
-    pub kvm: PathBuf,
+    /// What KVM can do, or why it can't be used.
+    pub kvm: fn() -> Result<KvmFacts, DaemonError>,
 }
 
 /// One host's daemon.
@@ -85,7 +87,7 @@ impl Daemon {
 
     /// What KVM can do now.
     pub fn kvm(&self) -> Result<KvmFacts, DaemonError> {
-        probe_kvm(&self.ground.kvm)
+        (self.ground.kvm)()
     }
 
     /// All VMs that the API shows, by name.
@@ -176,10 +178,13 @@ impl Daemon {
         Ok(vm)
     }
 
-    /// Strikes a VM out, with everything on disk.
+    /// Strikes a VM out, with everything on disk; not another of the same id that has come since.
     fn forget(&self, vm: &Vm) {
-        self.store.remove_vm(&vm.dir);
-        self.vms.lock().remove(&vm.id);
+        let mut vms = self.vms.lock();
+        if vms.get(&vm.id).is_some_and(|entered| std::ptr::eq(Arc::as_ptr(entered), vm)) {
+            self.store.remove_vm(&vm.dir);
+            vms.remove(&vm.id);
+        }
     }
 
     /// All migrations, newest first.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_api::{MigrationState, ResolveAnswer, ResolveRequest};
-use migrated_control::{PendingResolution, Request, Resolution, Response, VmState, read_epoch};
+use migrated_control::{Request, Resolution, Response, VmState, read_epoch};
 
 use super::migration::Migration;
 use super::vm::Vm;
@@ -22,21 +22,9 @@ const LONGEST: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Daemon {
-    /// Asks the destination what became of a VM's commit, and tells the VM process.
-    pub(super) fn resolve(self: &Arc<Self>, vm: &Arc<Vm>, pending: &PendingResolution) {
-        let Ok(migration) = self.migration(&pending.migration.to_string()) else {
-            tracing::error!(vm = vm.id, migration = %pending.migration, "a commit of a migration not known here");
-            return;
-        };
-        self.spawn_resolving(vm, &migration);
-    }
-
-    /// The same for a VM whose process died after it had sent the commit.
-    pub(super) fn resolve_after_death(self: &Arc<Self>, vm: &Arc<Vm>, migration: &Arc<Migration>) {
-        self.spawn_resolving(vm, migration);
-    }
-
-    fn spawn_resolving(self: &Arc<Self>, vm: &Arc<Vm>, migration: &Arc<Migration>) {
+    /// Asks the destination what became of a VM's commit, until it answers, and tells the VM process,
+    /// or settles it here when that has died.
+    pub(super) fn resolve(self: &Arc<Self>, vm: &Arc<Vm>, migration: &Arc<Migration>) {
         if !migration.begin_resolving() {
             return;
         }

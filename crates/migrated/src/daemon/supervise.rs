@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use migrated_api::{MigrationState, RecordRole};
 use migrated_control::{
-    ClientError, ControlClient, Event, ExitReport, Request, Response, VmState, read_epoch,
+    ClientError, ControlClient, Event, PendingResolution, Request, Response, VmState, read_epoch,
 };
 use tokio::sync::mpsc;
 
+use super::death::Death;
 use super::process::Exit;
 use super::vm::Vm;
 use super::{Daemon, Migration};
-
-type Connection = (ControlClient, mpsc::Receiver<Event>);
 
 /// Between attempts to reach a VM process that lives and does not answer.
 const RETRY: Duration = Duration::from_secs(1);
@@ -21,18 +20,13 @@ const RETRY: Duration = Duration::from_secs(1);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Daemon {
-    /// Follows a VM process until it ends.
+    /// Follows a VM process until it ends. `events` is none when it couldn't be reached.
     pub(super) async fn supervise(
         self: Arc<Self>,
         vm: Arc<Vm>,
-        connection: Option<Connection>,
+        mut events: Option<mpsc::Receiver<Event>>,
         mut exit: Exit,
     ) {
-        let mut events = None;
-        if let Some((client, receiver)) = connection {
-            vm.set_client(Some(client));
-            events = Some(receiver);
-        }
         let how = loop {
             let Some(receiver) = &mut events else {
                 tokio::select! {
@@ -109,7 +103,7 @@ impl Daemon {
             }
         }
         if let Some(pending) = status.unresolved {
-            self.resolve(vm, &pending);
+            self.on_unresolved(vm, &pending);
         }
         Ok(())
     }
@@ -118,8 +112,15 @@ impl Daemon {
         match event {
             Event::VmState { state, reason } => vm.set_state(state, reason),
             Event::MigrationRecord(record) => self.on_record(vm, *record),
-            Event::NeedsResolution(pending) => self.resolve(vm, &pending),
+            Event::NeedsResolution(pending) => self.on_unresolved(vm, &pending),
             Event::Exiting { reason } => tracing::info!(vm = vm.id, reason, "the VM process exits"),
+        }
+    }
+
+    fn on_unresolved(self: &Arc<Self>, vm: &Arc<Vm>, pending: &PendingResolution) {
+        match self.migration(&pending.migration.to_string()) {
+            Ok(migration) => self.resolve(vm, &migration),
+            Err(e) => tracing::error!(vm = vm.id, "the VM process asks what became of a commit: {e}"),
         }
     }
 
@@ -129,7 +130,7 @@ impl Daemon {
             return;
         };
         match (migration.role(), record.state) {
-            (RecordRole::Source, Some(MigrationState::Completed)) => {
+            (RecordRole::Source, Some(MigrationState::Settling | MigrationState::Completed)) => {
                 vm.set_state(VmState::MigratedAway, None);
             }
             (RecordRole::Destination, Some(MigrationState::Running | MigrationState::Completed))
@@ -144,43 +145,36 @@ impl Daemon {
 
     /// A VM process is gone: what it was decides what remains of it.
     pub(super) fn on_exit(self: &Arc<Self>, vm: &Arc<Vm>, how: String) {
-        let report = vm.dir.read_exit();
-        if let Some(record) = report.as_ref().and_then(|report| report.record.clone()) {
+        let death = Death::read(&vm.dir, how);
+        if let Some(record) = death.record.clone() {
             self.on_record(vm, *record);
         }
-        let (state, reason) = match report {
-            Some(ExitReport { state, message, .. }) => (state, message),
-            None => (VmState::Failed, format!("the VM process ended: {how}")),
-        };
         let migration = vm.migration().and_then(|id| self.migration(&id).ok());
         let before = vm.state().0;
-        tracing::info!(vm = vm.id, name = vm.spec.name, %before, %state, reason, how, "VM process gone");
-        if state == VmState::MigratedAway || before == VmState::MigratedAway {
-            vm.set_state(VmState::MigratedAway, Some(reason));
-            vm.set_gone();
+        tracing::info!(vm = vm.id, name = vm.spec.name, %before, reason = death.reason, "VM process gone");
+        vm.set_death(death.clone());
+        if death.state == VmState::MigratedAway || before == VmState::MigratedAway {
+            vm.set_state(VmState::MigratedAway, Some(death.reason));
+            if let Some(migration) = &migration {
+                // Committed for certain; at most its last words are missing.
+                self.update(migration, migration.ended(MigrationState::Completed, None));
+            }
             self.forget(vm);
         } else if before == VmState::Incoming && !self.was_committed(vm, migration.as_deref()) {
             if let Some(migration) = &migration {
-                self.end(migration, MigrationState::Failed, "vm_process_died", &reason);
+                self.end(migration, MigrationState::Failed, &death.code, death.reason);
             }
-            vm.set_state(VmState::Incoming, Some(reason));
-            vm.set_gone();
             self.forget(vm);
-        } else if before == VmState::Starting {
-            // Whoever is making it reports and clears it away.
-            vm.set_state(VmState::Starting, Some(reason));
-            vm.set_gone();
-        } else {
+        } else if before != VmState::Starting {
             // Its process's memory is gone, whatever else it was.
-            vm.set_state(
-                if state == VmState::Stopped { state } else { VmState::Failed },
-                Some(reason.clone()),
-            );
-            vm.set_gone();
+            let state = if death.state == VmState::Stopped { death.state } else { VmState::Failed };
+            vm.set_state(state, Some(death.reason.clone()));
             if let Some(migration) = migration {
-                self.end_after_death(vm, &migration, reason);
+                self.end_after_death(vm, &migration, death);
             }
         }
+        // Else whoever is making it reports that and clears it away.
+        vm.set_gone();
     }
 
     /// Whether the guest of an incoming VM may have run here. In doubt it may have.
@@ -195,14 +189,14 @@ impl Daemon {
         }
     }
 
-    fn end_after_death(self: &Arc<Self>, vm: &Arc<Vm>, migration: &Arc<Migration>, reason: String) {
+    fn end_after_death(self: &Arc<Self>, vm: &Arc<Vm>, migration: &Arc<Migration>, death: Death) {
         let commit_sent =
             matches!(migration.state(), MigrationState::Switchover | MigrationState::Indeterminate);
         if migration.role() == RecordRole::Source && commit_sent {
-            self.resolve_after_death(vm, migration);
+            self.resolve(vm, migration);
         } else {
-            let message = format!("{reason}; the guest was in that process");
-            self.end(migration, MigrationState::Failed, "vm_process_died", message);
+            let message = format!("{}; the guest was in that process", death.reason);
+            self.end(migration, MigrationState::Failed, &death.code, message);
         }
     }
 }

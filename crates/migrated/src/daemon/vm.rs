@@ -5,6 +5,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::DaemonError;
+use super::death::Death;
 use super::process::ProcessId;
 
 /// One VM and what the daemon knows of its process.
@@ -27,12 +28,13 @@ struct Live {
     process: Option<ProcessId>,
     client: Option<ControlClient>,
     migration: Option<String>,
+    death: Option<Death>,
 }
 
 impl Vm {
     /// A VM without a process.
     pub fn new(id: String, spec: VmSpec, dir: VmDir, state: VmState) -> Self {
-        let live = Live { state, reason: None, process: None, client: None, migration: None };
+        let live = Live { state, reason: None, process: None, client: None, migration: None, death: None };
         Self { id, spec, dir, live: Mutex::new(live), gone: watch::Sender::new(false) }
     }
 
@@ -76,7 +78,17 @@ impl Vm {
         self.live.lock().process = Some(process);
     }
 
-    /// Its process is gone: nobody waits any longer.
+    /// How its process ended.
+    pub fn death(&self) -> Option<Death> {
+        self.live.lock().death.clone()
+    }
+
+    /// Its process has ended.
+    pub fn set_death(&self, death: Death) {
+        self.live.lock().death = Some(death);
+    }
+
+    /// Its process is gone and so is everything that had to go with it: nobody waits any longer.
     pub fn set_gone(&self) {
         let mut live = self.live.lock();
         (live.process, live.client) = (None, None);

@@ -52,7 +52,7 @@ fn status(error: &DaemonError) -> StatusCode {
         DaemonError::Kvm(_) | DaemonError::VmUnreachable { .. } | DaemonError::Unresolved { .. } => {
             StatusCode::SERVICE_UNAVAILABLE
         }
-        DaemonError::VmDied { .. } | DaemonError::Local { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        DaemonError::Local { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         DaemonError::Vm(refusal) => match refusal.kind {
             ErrorKind::InvalidInput => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorKind::Conflict => StatusCode::CONFLICT,

@@ -1,1 +1,9 @@
+//! Daemons as they are, on real sockets, with VM processes that have no guest in them.
 
+mod access;
+mod api;
+mod fake_vm;
+mod host;
+mod migration;
+mod restart;
+mod spec_document;

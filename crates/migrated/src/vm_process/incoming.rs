@@ -1,0 +1,162 @@
+//! The destination's end of a migration.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use migrated_control::{
+    ControlError, EpochRecord, ErrorKind, Event, ExitReport, IncomingPlan, TlsFiles, TransportKind, VmState,
+};
+use migrated_engine::destination::DestinationConfig;
+use migrated_engine::{MigrationRecord, RecordRole};
+use migrated_session::{
+    Clock, DestinationEnd, DestinationRemote, DestinationRequest, DestinationSession, receive,
+};
+use migrated_tcp::{TcpTransport, TlsConfig};
+use migrated_transport::{Listener, Transport};
+use migrated_vmm::{IncomingVm, RunningVm, Vm};
+
+use super::epochs::Epochs;
+use super::migration::{Active, Publisher};
+use super::process::Process;
+use super::{boot, cpu, describe, errors, workload};
+
+/// A VM that waits for its guest.
+struct Prepared {
+    guest: IncomingVm,
+    session: DestinationSession,
+    remote: DestinationRemote,
+    listener: Box<dyn Listener>,
+}
+
+/// Makes an empty VM that listens for its guest.
+pub fn start(process: &Arc<Process>, plan: IncomingPlan) {
+    match prepare(process, &plan) {
+        Ok(prepared) => {
+            let addr = prepared.listener.local_addr();
+            let active = Active::destination(plan.migration, plan.peer, plan.epoch, prepared.remote.clone());
+            *process.migration.lock() = Some(active);
+            let vm = prepared.guest.vm().clone();
+            let receiver = Arc::clone(process);
+            let spawned =
+                std::thread::Builder::new().name("migration".into()).spawn(move || run(&receiver, prepared));
+            match spawned {
+                Ok(_) => process.ready(&vm, vec![addr]),
+                Err(error) => process.cannot(ControlError::new(
+                    ErrorKind::Internal,
+                    "no_thread",
+                    format!("no thread for the migration: {error}"),
+                )),
+            }
+        }
+        Err(error) => process.cannot(error),
+    }
+}
+
+/// The transport of that kind, with this host's identity where it needs one.
+pub fn transport(kind: TransportKind, tls: Option<&TlsFiles>) -> Result<Arc<dyn Transport>, ControlError> {
+    let unusable = |message: String| ControlError::new(ErrorKind::Unavailable, "tls_files", message);
+    Ok(Arc::new(match (kind, tls) {
+        (TransportKind::Tcp, _) => TcpTransport::plain(),
+        (TransportKind::TcpTls, Some(files)) => {
+            let config = TlsConfig::from_files(&files.ca, &files.cert, &files.key);
+            TcpTransport::tls(config.map_err(|error| unusable(error.to_string()))?)
+        }
+        (TransportKind::TcpTls, None) => {
+            return Err(unusable("tcp+tls needs `ca`, `cert` and `key` in the host's configuration".into()));
+        }
+    }))
+}
+
+fn prepare(process: &Arc<Process>, plan: &IncomingPlan) -> Result<Prepared, ControlError> {
+    let transport = transport(plan.transport, plan.tls.as_ref())?;
+    let config = boot::config(&process.dir, &plan.spec, Some(cpu::model(&plan.description.cpu)));
+    let guest = config.and_then(Vm::incoming).map_err(|error| errors::of_vmm(&error))?;
+    let identity = describe::identity(&plan.description)?;
+    let ours = describe::describe(guest.vm())?;
+    let differing = describe::differing_sections(&ours.sections, &plan.description.sections);
+    if !differing.is_empty() || ours.ram != plan.description.ram {
+        let what = if differing.is_empty() { "the RAM layout differs".into() } else { differing.join("; ") };
+        let message = format!("this host's VM is not what the guest needs: {what}");
+        return Err(ControlError::new(ErrorKind::InvalidInput, "state_incompatible", message));
+    }
+    let rehearsal = rehearse(&guest);
+    let epochs = EpochRecord::arm(&plan.epoch_file, plan.epoch).map_err(|error| {
+        let file = plan.epoch_file.display();
+        let message = format!("the commit could not be recorded in {file}: {error}; make room on that disk");
+        ControlError::new(ErrorKind::Unavailable, "epoch_not_recorded", message)
+    })?;
+    let listener = transport
+        .listen(plan.ip, plan.ports.range(), plan.migration)
+        .map_err(|error| errors::of_transport(&error))?;
+    let observed = guest.vm().clone();
+    let (session, remote) = receive(
+        DestinationRequest {
+            migration: plan.migration,
+            token: plan.token,
+            max_channels: plan.max_channels,
+            config: DestinationConfig {
+                identity,
+                epoch: plan.epoch,
+                rehearsal,
+                patience: Duration::from_millis(plan.patience_ms),
+                peer: plan.peer.clone(),
+            },
+            record: MigrationRecord {
+                id: plan.migration.to_string(),
+                vm: plan.vm.clone(),
+                role: RecordRole::Destination,
+                peer: plan.peer.clone(),
+                transport: transport.name().to_owned(),
+                started_unix_ms: plan.started.unix_ms,
+                ..MigrationRecord::default()
+            },
+            clock: Clock::started_before(Duration::ZERO),
+            epochs: Box::new(Epochs(epochs)),
+            observer: Box::new(move |since| workload::gap_since(&observed, since?)),
+        },
+        guest.vm().ram(),
+    );
+    Ok(Prepared { guest, session, remote, listener })
+}
+
+/// What reading a guest's state takes here: the measured part of a downtime that is still to come.
+fn rehearse(guest: &IncomingVm) -> Duration {
+    let began = Instant::now();
+    match guest.rehearse() {
+        Ok(()) => began.elapsed(),
+        Err(error) => {
+            tracing::warn!("the state could not be rehearsed: {error}");
+            Duration::from_millis(1)
+        }
+    }
+}
+
+fn run(process: &Arc<Process>, prepared: Prepared) {
+    let Prepared { guest, session, remote, listener } = prepared;
+    let of = remote.clone();
+    let mut publisher = Publisher::start(process, move || of.record());
+    // Held until the session is over: a claimed guest can't be migrated on before this move has ended.
+    let mut arrived: Option<RunningVm> = None;
+    let end = session.run(
+        guest,
+        listener,
+        |running| arrived = Some(running),
+        || publisher.look(|| remote.record(), remote.state()),
+    );
+    drop(publisher);
+    let record = Box::new(remote.record());
+    process.events.send(Event::MigrationRecord(record.clone()));
+    match end {
+        DestinationEnd::Runs => {
+            drop(arrived);
+            process.announce();
+        }
+        DestinationEnd::NeverRan(failure) => process.end(ExitReport {
+            state: VmState::Failed,
+            code: failure.code.as_str().to_owned(),
+            message: failure.message,
+            record: Some(record),
+        }),
+    }
+}

@@ -1,0 +1,136 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use migrated_control::{Event, PendingResolution};
+use migrated_engine::{MigrationRecord, MigrationState};
+use migrated_session::{DestinationRemote, SourceRemote};
+use migrated_wire::{CommitOutcome, MigrationId};
+
+use super::process::Process;
+
+/// How often a migration under way tells how far it is.
+const PROGRESS: Duration = Duration::from_millis(200);
+
+/// The migration that this process takes part in, or took part in last.
+pub struct Active {
+    id: MigrationId,
+    peer: String,
+    epoch: u64,
+    remote: Remote,
+}
+
+enum Remote {
+    Source(SourceRemote),
+    Destination(DestinationRemote),
+}
+
+impl Active {
+    /// A migration away from here.
+    pub const fn source(id: MigrationId, peer: String, epoch: u64, remote: SourceRemote) -> Self {
+        Self { id, peer, epoch, remote: Remote::Source(remote) }
+    }
+
+    /// A migration to here.
+    pub const fn destination(id: MigrationId, peer: String, epoch: u64, remote: DestinationRemote) -> Self {
+        Self { id, peer, epoch, remote: Remote::Destination(remote) }
+    }
+
+    /// Which it is.
+    pub const fn id(&self) -> MigrationId {
+        self.id
+    }
+
+    /// Which it is, unless it has ended.
+    pub fn id_if_under_way(&self) -> Option<MigrationId> {
+        let ended = self.record().state.is_some_and(MigrationState::is_final);
+        (!ended).then_some(self.id)
+    }
+
+    /// As far as it got.
+    pub fn record(&self) -> MigrationRecord {
+        match &self.remote {
+            Remote::Source(remote) => remote.record(),
+            Remote::Destination(remote) => remote.record(),
+        }
+    }
+
+    /// Asks for its end; `false` when it is too late.
+    pub fn cancel(&self) -> bool {
+        match &self.remote {
+            Remote::Source(remote) => remote.cancel(),
+            Remote::Destination(remote) => {
+                remote.cancel();
+                true
+            }
+        }
+    }
+
+    /// A commit whose fate the source doesn't know.
+    pub fn unresolved(&self) -> Option<PendingResolution> {
+        match &self.remote {
+            Remote::Source(remote) if remote.is_indeterminate() => Some(self.pending()),
+            _ => None,
+        }
+    }
+
+    fn pending(&self) -> PendingResolution {
+        PendingResolution { migration: self.id, epoch: self.epoch, peer: self.peer.clone() }
+    }
+
+    /// Brings the source what somebody learnt about its commit.
+    pub fn learn(&self, outcome: Option<CommitOutcome>) {
+        if let Remote::Source(remote) = &self.remote {
+            remote.resolve(outcome);
+        }
+    }
+
+    /// The destination's session, if this is one.
+    pub fn destination_remote(&self) -> Option<DestinationRemote> {
+        match &self.remote {
+            Remote::Destination(remote) => Some(remote.clone()),
+            Remote::Source(_) => None,
+        }
+    }
+}
+
+/// Publishes a migration's record: at every change of its state, and about five times a second.
+pub struct Publisher {
+    process: Arc<Process>,
+    last: Option<MigrationState>,
+    over: Arc<AtomicBool>,
+}
+
+impl Publisher {
+    /// Begins to publish with what `record` gives.
+    pub fn start(process: &Arc<Process>, record: impl Fn() -> MigrationRecord + Send + 'static) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (events, stop) = (process.events.clone(), Arc::clone(&over));
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(PROGRESS);
+                if stop.load(Ordering::Acquire) {
+                    break;
+                }
+                events.send(Event::MigrationRecord(Box::new(record())));
+            }
+        });
+        Self { process: Arc::clone(process), last: None, over }
+    }
+
+    /// Looks whether the state has changed.
+    pub fn look(&mut self, record: impl FnOnce() -> MigrationRecord, state: MigrationState) {
+        if self.last == Some(state) {
+            return;
+        }
+        self.last = Some(state);
+        self.process.events.send(Event::MigrationRecord(Box::new(record())));
+        self.process.announce();
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+    }
+}

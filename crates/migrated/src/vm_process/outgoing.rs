@@ -1,0 +1,119 @@
+//! The source's end of a migration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use migrated_control::{ControlError, ErrorKind, Event, ExitReport, MigratePlan, PendingResolution, VmState};
+use migrated_engine::source::SourceConfig;
+use migrated_engine::{Limits, MigrationRecord, RecordRole, Verify};
+use migrated_session::{Clock, SourceEnd, SourceRemote, SourceRequest, SourceSession, send};
+use migrated_transport::{Endpoint, Transport};
+use migrated_vmm::{RunningVm, Vm};
+use migrated_wire::VerifyWhen;
+
+use super::migration::{Active, Publisher};
+use super::process::Process;
+use super::{describe, errors, incoming, workload};
+
+/// Page channels on a host with this many cores: one fills a 10 Gbit/s link, and the guest wants cores too.
+fn default_channels() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    u16::try_from(cores / 2).unwrap_or(u16::MAX).clamp(2, 8)
+}
+
+/// Begins to send the guest away; the rest is told in events.
+pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), ControlError> {
+    let transport = incoming::transport(plan.transport, plan.tls.as_ref())?;
+    let Some(addr) = plan.endpoints.first().copied() else {
+        let message = "the destination named no endpoint to connect to";
+        return Err(ControlError::new(ErrorKind::InvalidInput, "no_endpoint", message));
+    };
+    let identity = describe::identity(&describe::describe(vm)?)?;
+    let guest =
+        vm.outgoing().map_err(|error| errors::conflict("migration_in_progress", error.to_string()))?;
+    let record = MigrationRecord {
+        id: plan.migration.to_string(),
+        vm: plan.vm.clone(),
+        role: RecordRole::Source,
+        peer: plan.peer.clone(),
+        transport: transport.name().to_owned(),
+        started_unix_ms: plan.started.unix_ms,
+        ..MigrationRecord::default()
+    };
+    let config = SourceConfig {
+        identity,
+        epoch: plan.epoch,
+        channels: plan.channels.unwrap_or_else(default_channels),
+        verify: verify_when(plan.verify),
+        limits: Limits {
+            max_downtime: Duration::from_micros(plan.limits.max_downtime_us),
+            timeout: Duration::from_millis(plan.limits.timeout_ms),
+            max_iterations: plan.limits.max_iterations,
+            on_timeout: plan.limits.on_timeout,
+            bandwidth_bps: plan.limits.bandwidth_bps,
+        },
+        guest_clock: workload::clock(vm),
+        peer: plan.peer.clone(),
+    };
+    let pending = PendingResolution { migration: plan.migration, epoch: plan.epoch, peer: plan.peer.clone() };
+    let events = process.events.clone();
+    let (session, remote) = send(SourceRequest {
+        migration: plan.migration,
+        token: plan.token,
+        peer: Endpoint { addr, server_name: plan.server_name.clone() },
+        config,
+        record,
+        clock: Clock::started_before(
+            Duration::try_from_secs_f64(plan.started.elapsed_ms / 1e3).unwrap_or_default(),
+        ),
+        seeker: Box::new(move || events.send(Event::NeedsResolution(pending.clone()))),
+    });
+    *process.migration.lock() = Some(Active::source(plan.migration, plan.peer, plan.epoch, remote.clone()));
+    let process = Arc::clone(process);
+    let spawned = std::thread::Builder::new()
+        .name("migration".into())
+        .spawn(move || run(&process, session, &remote, guest, &transport));
+    spawned.map_err(|error| ControlError::new(ErrorKind::Internal, "no_thread", error.to_string()))?;
+    Ok(())
+}
+
+pub const fn verify_when(verify: Verify) -> VerifyWhen {
+    match verify {
+        Verify::Off => VerifyWhen::Off,
+        Verify::Before => VerifyWhen::Before,
+        Verify::After => VerifyWhen::After,
+    }
+}
+
+fn run(
+    process: &Arc<Process>,
+    session: SourceSession,
+    remote: &SourceRemote,
+    guest: RunningVm,
+    transport: &Arc<dyn Transport>,
+) {
+    let of = remote.clone();
+    let mut publisher = Publisher::start(process, move || of.record());
+    let end = session.run(guest, transport, || publisher.look(|| remote.record(), remote.state()));
+    drop(publisher);
+    let record = Box::new(remote.record());
+    process.events.send(Event::MigrationRecord(record.clone()));
+    match end {
+        SourceEnd::Moved => process.end(ExitReport {
+            state: VmState::MigratedAway,
+            code: "migrated_away".into(),
+            message: format!("the guest runs at {}", record.peer),
+            record: Some(record),
+        }),
+        // Dropping the guest's claim lets the next migration have it.
+        SourceEnd::Kept(guest, failure) => {
+            drop(guest);
+            tracing::warn!(code = failure.code.as_str(), "{}", failure.message);
+            process.announce();
+        }
+        SourceEnd::Stuck(failure) => {
+            tracing::error!(code = failure.code.as_str(), "{}", failure.message);
+            process.announce();
+        }
+    }
+}

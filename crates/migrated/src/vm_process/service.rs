@@ -1,0 +1,132 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use migrated_control::{
+    ConsoleChunk, ControlError, ErrorKind, ExitReport, Request, Resolution, Response, VmService, VmState,
+};
+use migrated_guest::GuestError;
+use migrated_vmm::Vm;
+use migrated_wire::{CommitOutcome, MigrationId};
+
+use super::process::Process;
+use super::{describe, errors, outgoing, status};
+
+/// Answers the daemon.
+pub struct Service {
+    process: Arc<Process>,
+}
+
+impl Service {
+    pub const fn new(process: Arc<Process>) -> Self {
+        Self { process }
+    }
+
+    fn vm(&self) -> Result<Vm, ControlError> {
+        self.process.vm().ok_or_else(|| errors::conflict("vm_starting", "the VM is still being made"))
+    }
+}
+
+impl VmService for Service {
+    fn handle(&self, request: Request) -> Result<Response, ControlError> {
+        let process = &self.process;
+        match request {
+            Request::AwaitReady => process.await_ready(),
+            Request::Status => Ok(Response::Status(Box::new(status::status(process)))),
+            Request::Describe => Ok(Response::Description(Box::new(describe::describe(&self.vm()?)?))),
+            Request::Pause => self.switch(Vm::pause),
+            Request::Resume => self.switch(Vm::resume),
+            Request::Shutdown => {
+                process.end(ExitReport {
+                    state: VmState::Stopped,
+                    code: "deleted".into(),
+                    message: "the VM was deleted".into(),
+                    record: None,
+                });
+                Ok(Response::Done)
+            }
+            Request::ConsoleRead { from, max, wait_ms } => {
+                let vm = self.vm()?;
+                if wait_ms > 0 {
+                    vm.console().wait_past(from, Duration::from_millis(wait_ms.into()));
+                }
+                let (from, mut bytes) = vm.console().read_from(from);
+                bytes.truncate(ConsoleChunk::MAX.min(max as usize));
+                Ok(Response::Console(ConsoleChunk { from, bytes }))
+            }
+            Request::ConsoleInput { bytes } => match self.vm()?.write_input(&bytes) {
+                taken if taken == bytes.len() => Ok(Response::Done),
+                taken => Err(errors::conflict(
+                    "console_input_full",
+                    format!("the guest reads no input: {taken} of {} bytes found room", bytes.len()),
+                )),
+            },
+            Request::Migrate(plan) => {
+                outgoing::start(process, &self.vm()?, *plan)?;
+                Ok(Response::Done)
+            }
+            Request::CancelMigration { migration } => self.cancel(migration),
+            Request::MigrationRecord { migration } => {
+                self.with_migration(migration, |active| Ok(Response::Record(Box::new(active.record()))))
+            }
+            Request::Resolve { migration, epoch } => self.resolve(migration, epoch),
+            Request::ResolutionKnown { migration, answer, .. } => self.with_migration(migration, |active| {
+                active.learn(match answer {
+                    Resolution::Committed => Some(CommitOutcome::Committed),
+                    Resolution::NeverRan => Some(CommitOutcome::NeverRan),
+                    Resolution::Unknown => None,
+                });
+                Ok(Response::Done)
+            }),
+        }
+    }
+}
+
+impl Service {
+    fn switch(&self, to: impl FnOnce(&Vm) -> Result<(), GuestError>) -> Result<Response, ControlError> {
+        let vm = self.vm()?;
+        to(&vm).map_err(|error| {
+            let kind = match error {
+                GuestError::Gone(_) => ErrorKind::Conflict,
+                _ => ErrorKind::Internal,
+            };
+            ControlError::new(kind, "guest_not_switched", error.to_string())
+        })?;
+        self.process.announce();
+        Ok(Response::Done)
+    }
+
+    fn with_migration<T>(
+        &self,
+        id: MigrationId,
+        f: impl FnOnce(&super::migration::Active) -> Result<T, ControlError>,
+    ) -> Result<T, ControlError> {
+        match &*self.process.migration.lock() {
+            Some(active) if active.id() == id => f(active),
+            _ => Err(errors::conflict("migration_not_found", format!("this VM has no migration {id}"))),
+        }
+    }
+
+    fn cancel(&self, migration: MigrationId) -> Result<Response, ControlError> {
+        self.with_migration(migration, |active| {
+            if active.cancel() {
+                return Ok(Response::Done);
+            }
+            let message =
+                "the commit was sent or the migration has ended: only the destination may run the guest";
+            Err(errors::conflict("not_cancellable", message))
+        })
+    }
+
+    /// Not under the lock: the session may take a moment to answer.
+    fn resolve(&self, migration: MigrationId, epoch: u64) -> Result<Response, ControlError> {
+        let remote = self.with_migration(migration, |active| Ok(active.destination_remote()))?;
+        let Some(remote) = remote else {
+            return Err(errors::conflict("not_destination", "this VM was the migration's source"));
+        };
+        Ok(Response::Resolution(match remote.resolve(epoch) {
+            Some(CommitOutcome::Committed) => Resolution::Committed,
+            Some(CommitOutcome::NeverRan) => Resolution::NeverRan,
+            None => Resolution::Unknown,
+        }))
+    }
+}
