@@ -1,0 +1,95 @@
+//! What [`GuestRam`] says of its pages, against looking at every byte.
+
+use migrated_guest::{GuestRam, PageClass};
+use migrated_pages::{BlockId, PAGE_SIZE, PageRun};
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use xxhash_rust::xxh3::xxh3_64;
+
+const PAGES: u64 = 24;
+/// The block that is written; the other begins at address 0.
+const BLOCK: BlockId = BlockId(1);
+const BASE: u64 = 1 << 32;
+
+fn ram(content: &[(usize, u8)]) -> (GuestRam, Vec<u8>) {
+    let bytes = PAGES as usize * PAGE_SIZE;
+    let memory =
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), PAGE_SIZE), (GuestAddress(BASE), bytes)]).unwrap();
+    let mut copy = vec![0; bytes];
+    content.iter().for_each(|(at, value)| copy[*at] = *value);
+    memory.write_slice(&copy, GuestAddress(BASE)).unwrap();
+    (GuestRam::new(memory).unwrap(), copy)
+}
+
+fn bytes() -> impl Strategy<Value = Vec<(usize, u8)>> {
+    prop::collection::vec((0..PAGES as usize * PAGE_SIZE, 0..3u8), 0..16)
+}
+
+fn run() -> impl Strategy<Value = PageRun> {
+    (0..PAGES).prop_flat_map(|first| {
+        (1..=PAGES - first).prop_map(move |count| PageRun { block: BLOCK, first, count })
+    })
+}
+
+fn page(copy: &[u8], index: u64) -> &[u8] {
+    &copy[index as usize * PAGE_SIZE..][..PAGE_SIZE]
+}
+
+fn is_zero(copy: &[u8], index: u64) -> bool {
+    page(copy, index).iter().all(|byte| *byte == 0)
+}
+
+proptest! {
+    #[test]
+    fn zero_pages_are_split_off_in_maximal_runs(content in bytes(), run in run()) {
+        let (ram, copy) = ram(&content);
+        let earlier = (PageRun { block: BLOCK, first: 0, count: 1 }, PageClass::Zero);
+        let mut out = vec![earlier];
+        ram.split_zero(run, &mut out);
+        prop_assert_eq!(out.remove(0), earlier, "what was there stays");
+        let mut next = run.first;
+        for (part, class) in &out {
+            prop_assert_eq!((part.block, part.first), (run.block, next));
+            next += part.count;
+            for index in part.first..next {
+                prop_assert_eq!(is_zero(&copy, index), *class == PageClass::Zero);
+                prop_assert_eq!(ram.is_zero(BLOCK, index), *class == PageClass::Zero);
+            }
+        }
+        prop_assert_eq!(next, run.first + run.count);
+        prop_assert!(out.windows(2).all(|pair| pair[0].1 != pair[1].1), "neighbours differ");
+    }
+
+    #[test]
+    fn zeroing_changes_the_run_and_nothing_else(content in bytes(), run in run()) {
+        let (ram, mut expected) = ram(&content);
+        ram.zero(run);
+        expected[run.first as usize * PAGE_SIZE..][..run.bytes() as usize].fill(0);
+        let mut now = vec![0; expected.len()];
+        ram.memory().read_slice(&mut now, GuestAddress(BASE)).unwrap();
+        prop_assert!(now == expected);
+    }
+
+    #[test]
+    fn hashes_and_slices_are_of_the_pages_asked_for(content in bytes(), runs in prop::collection::vec(run(), 0..4)) {
+        let (ram, copy) = ram(&content);
+        let (mut hashes, mut slices) = (Vec::new(), Vec::new());
+        runs.iter().for_each(|run| ram.hash_pages(*run, &mut hashes));
+        ram.slices(&runs, &mut slices);
+        let pages = runs.iter().flat_map(|run| run.first..run.first + run.count);
+        prop_assert_eq!(hashes, pages.map(|index| xxh3_64(page(&copy, index))).collect::<Vec<_>>());
+        prop_assert_eq!(slices.len(), runs.len());
+        for (slice, run) in slices.iter().zip(&runs) {
+            let mut read = vec![0; slice.len()];
+            slice.copy_to(&mut read[..]);
+            prop_assert!(read == copy[run.first as usize * PAGE_SIZE..][..run.bytes() as usize]);
+        }
+    }
+}
+
+#[test]
+#[should_panic = "outside of guest RAM"]
+fn a_run_outside_is_refused() {
+    let (ram, _) = ram(&[]);
+    let _ = ram.slice(PageRun { block: BLOCK, first: PAGES - 1, count: 2 });
+}
