@@ -145,3 +145,106 @@ impl ControlReceiver for FramedReceiver {
         self.reader.bytes_received()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::script;
+
+    fn encoded(messages: &[Vec<u8>]) -> Vec<u8> {
+        let (stream, seen) = script::stream(Vec::new(), false);
+        let (mut sender, _receiver) = control_halves(stream);
+        for message in messages {
+            sender.send(message).unwrap();
+        }
+        seen.written.lock().unwrap().clone()
+    }
+
+    /// Cuts `bytes` into segments at the places that `sizes` give.
+    fn cut(mut bytes: &[u8], sizes: &[usize]) -> Vec<Vec<u8>> {
+        let mut segments = Vec::new();
+        for size in sizes {
+            let (now, later) = bytes.split_at(bytes.len().min(*size));
+            segments.push(now.to_vec());
+            bytes = later;
+        }
+        segments.push(bytes.to_vec());
+        segments
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive_any_segmentation(
+            messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..20),
+            large in prop::option::of(READ_AHEAD - 8..READ_AHEAD + 8),
+            sizes in prop::collection::vec(0usize..400, 0..30),
+        ) {
+            let mut messages = messages;
+            messages.extend(large.map(|size| vec![0xab; size]));
+            let (stream, seen) = script::stream(cut(&encoded(&messages), &sizes), false);
+            let (_sender, mut receiver) = control_halves(stream);
+            for message in &messages {
+                prop_assert_eq!(receiver.recv(READ_AHEAD + 8, STALL).unwrap(), &message[..]);
+            }
+            prop_assert_eq!(seen.hangups.load(Ordering::SeqCst), 0);
+            let end = receiver.recv(READ_AHEAD, STALL).map(<[u8]>::len);
+            prop_assert!(matches!(end, Err(TransportError::Lost { .. })), "{end:?}");
+        }
+
+        #[test]
+        fn any_bytes_are_messages_within_the_limit_or_an_error(
+            bytes in prop::collection::vec(prop_oneof![3 => Just(0u8), 1 => any::<u8>()], 0..2000),
+            sizes in prop::collection::vec(0usize..400, 0..30),
+            limit in 0usize..200_000,
+        ) {
+            let total = bytes.len();
+            let (stream, seen) = script::stream(cut(&bytes, &sizes), false);
+            let (_sender, mut receiver) = control_halves(stream);
+            let mut given = 0;
+            while let Ok(message) = receiver.recv(limit, STALL) {
+                prop_assert!(message.len() <= limit);
+                given += PREFIX + message.len();
+            }
+            prop_assert!(given <= total);
+            prop_assert_eq!(seen.hangups.load(Ordering::SeqCst), 1);
+            let largest = seen.largest_read.load(Ordering::SeqCst);
+            prop_assert!(largest <= READ_AHEAD.max(PREFIX + limit), "a buffer of {largest} bytes");
+        }
+    }
+
+    #[test]
+    fn silence_is_timed_out_but_half_a_message_is_lost() {
+        let message = encoded(&[vec![1, 2, 3]]);
+        for cut_at in 0..message.len() {
+            let (stream, seen) = script::stream(vec![message[..cut_at].to_vec()], true);
+            let (_sender, mut receiver) = control_halves(stream);
+            let result = receiver.recv(100, STALL).map(<[u8]>::len);
+            if cut_at == 0 {
+                assert!(matches!(result, Err(TransportError::TimedOut { after: STALL, .. })), "{result:?}");
+                assert_eq!(seen.hangups.load(Ordering::SeqCst), 0, "the channel stays usable");
+            } else {
+                assert!(matches!(result, Err(TransportError::Lost { .. })), "{result:?}");
+                assert_eq!(seen.hangups.load(Ordering::SeqCst), 1);
+                let again = receiver.recv(100, STALL).map(<[u8]>::len);
+                assert!(matches!(again, Err(TransportError::Lost { .. })), "{again:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_message_does_not_keep_its_buffer() {
+        let messages = [vec![7; 3 * KEEP], vec![8; 10], vec![9; 10]];
+        let (stream, seen) = script::stream(vec![encoded(&messages)], false);
+        let (_sender, mut receiver) = control_halves(stream);
+        for message in &messages {
+            assert_eq!(receiver.recv(4 * KEEP, STALL).unwrap(), message);
+        }
+        seen.largest_read.store(0, Ordering::SeqCst);
+        assert!(receiver.recv(4 * KEEP, STALL).is_err());
+        assert!(seen.largest_read.load(Ordering::SeqCst) <= KEEP);
+    }
+}

@@ -42,13 +42,11 @@ fn say_hello(stream: &mut Stream, hello: &Hello, deadline: Instant) -> Result<u1
     let peer = stream.peer.clone();
     let wrong = |source| TransportError::Protocol { peer: peer.clone(), source };
     let mut head = [0; HelloReply::HEAD_LEN];
-    read_by(stream.reader.as_mut(), &mut head, deadline).map_err(|error| match (&error, head) {
-        // Another protocol's answer may be shorter than ours.
-        (TransportError::Lost { .. }, [a, b, c, d, ..]) if d != 0 && HelloReply::text_len(&head).is_err() => {
-            wrong(WireError::NotOurs([a, b, c, d]))
-        }
-        _ => error,
-    })?;
+    // Another protocol's answer may be shorter than ours: its first bytes tell.
+    let (magic, _) = head.split_at_mut(4);
+    read_by(stream.reader.as_mut(), magic, deadline)?;
+    HelloReply::text_len(&head).map_err(wrong)?;
+    read_by(stream.reader.as_mut(), &mut head[4..], deadline)?;
     let mut text = vec![0; HelloReply::text_len(&head).map_err(wrong)?];
     read_by(stream.reader.as_mut(), &mut text, deadline)?;
     match HelloReply::decode(&head, &text).map_err(wrong)? {
@@ -141,5 +139,113 @@ impl<F: Fn(ChannelRole) -> Result<(), Refusal> + Send + Sync> Gate for Migration
             });
         }
         (self.wanted)(hello.role).map(|()| version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use migrated_wire::{HELLO_REPLY_MAX, VersionRange};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::script;
+
+    const MIGRATION: MigrationId = MigrationId([3; 16]);
+    const TOKEN: Token = Token([5; 32]);
+
+    fn hello() -> Hello {
+        Hello { versions: PROTOCOL, role: ChannelRole::Control, migration: MIGRATION, token: TOKEN }
+    }
+
+    fn gate() -> impl Gate {
+        MigrationGate::new(MIGRATION, TOKEN, |_| Ok(()))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(1)
+    }
+
+    /// Bytes that are nearly right: a good message with some bytes changed, cut or continued.
+    fn nearly(good: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+        let len = good.len();
+        let changes = prop::collection::vec((0..len, any::<u8>()), 0..4);
+        let tail = prop::collection::vec(any::<u8>(), 0..700);
+        (changes, 0..=len, tail).prop_map(move |(changes, keep, tail)| {
+            let mut bytes = good.clone();
+            changes.into_iter().for_each(|(at, byte)| bytes[at] = byte);
+            bytes.truncate(keep);
+            bytes.extend(tail);
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn only_the_token_opens(
+            bytes in prop_oneof![nearly(hello().encode().to_vec()), prop::collection::vec(any::<u8>(), 0..200)],
+        ) {
+            let (mut stream, seen) = script::stream(vec![bytes.clone()], false);
+            let result = answer_hello(&mut stream, &gate(), soon());
+            let answer = seen.written.lock().unwrap();
+            prop_assert!(answer.len() <= HELLO_REPLY_MAX);
+            if result.is_ok() {
+                prop_assert_eq!(&bytes[16..HELLO_LEN], &hello().encode()[16..]);
+            }
+        }
+
+        #[test]
+        fn only_an_acceptance_is_one(
+            bytes in prop_oneof![
+                nearly(HelloReply::Accepted { version: 1 }.encode()),
+                nearly(HelloReply::Refused(Refusal { code: RefusalCode::Busy, text: "full".into() }).encode()),
+            ],
+        ) {
+            let (stream, seen) = script::stream(vec![bytes.clone()], false);
+            let result = open_control(stream, &hello(), soon());
+            prop_assert_eq!(&seen.written.lock().unwrap()[..], &hello().encode()[..]);
+            if let Ok((.., version)) = result {
+                prop_assert_eq!(version, 1);
+                prop_assert_eq!(&bytes[4..8], &[0, 0, 1, 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_in_another_protocol_is_told_from_silence() {
+        for (answer, ours) in [(&b"\x15\x03\x03\x00\x02\x02\x0a"[..], false), (b"", true), (b"MGRD", true)] {
+            let (stream, _) = script::stream(vec![answer.to_vec()], false);
+            match open_data(stream, &hello(), soon()).map(drop) {
+                Err(TransportError::Protocol { source: WireError::NotOurs(begin), .. }) => {
+                    assert!(!ours && answer.starts_with(&begin));
+                }
+                Err(TransportError::Lost { .. }) => assert!(ours),
+                other => panic!("{answer:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_version_that_was_not_offered_is_not_accepted() {
+        let reply = HelloReply::Accepted { version: PROTOCOL.max + 1 };
+        let (stream, _) = script::stream(vec![reply.encode()], false);
+        let result = open_data(stream, &hello(), soon()).map(drop);
+        assert!(matches!(result, Err(TransportError::Protocol { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn the_gate_asks_for_the_role_last() {
+        let gate = MigrationGate::new(MIGRATION, TOKEN, |role| match role {
+            ChannelRole::Control => Ok(()),
+            _ => Err(Refusal { code: RefusalCode::Role, text: "one control channel first".to_owned() }),
+        });
+        let code = |hello: Hello| gate.admit(&hello).map_err(|refusal| refusal.code);
+        let urgent = Hello { role: ChannelRole::Urgent, ..hello() };
+        let old = VersionRange { min: 0, max: 0 };
+        assert_eq!(code(hello()), Ok(PROTOCOL.max));
+        assert_eq!(code(urgent), Err(RefusalCode::Role));
+        assert_eq!(code(Hello { token: Token([6; 32]), ..urgent }), Err(RefusalCode::Token));
+        assert_eq!(code(Hello { token: Token([6; 32]), versions: old, ..urgent }), Err(RefusalCode::Version));
     }
 }

@@ -22,6 +22,8 @@ mod error;
 mod handshake;
 mod listener;
 pub mod memory;
+#[cfg(test)]
+mod script;
 mod stream;
 
 pub use channel::{

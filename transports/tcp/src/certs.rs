@@ -111,10 +111,13 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), CertsError> {
 
 fn authority() -> Result<(String, Issuer<'static, KeyPair>), CertsError> {
     let failed = failed("the authority");
-    let mut params = params("migrated CA", Vec::new(), CA_LIFE).map_err(failed)?;
+    let key = KeyPair::generate().map_err(failed)?;
+    // A name of its own: certificates of two authorities that share one can't be told apart by their issuer.
+    let random = key.public_key_raw().iter().rev().take(4).map(|byte| format!("{byte:02x}"));
+    let name = format!("migrated CA {}", random.collect::<String>());
+    let mut params = params(&name, Vec::new(), CA_LIFE).map_err(failed)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate().map_err(failed)?;
     let certificate = params.self_signed(&key).map_err(failed)?;
     Ok((certificate.pem(), Issuer::new(params, key)))
 }

@@ -8,7 +8,8 @@ pub(super) fn tls_error(peer: &str, files: &Files, error: &Error) -> TransportEr
     let (ca, cert) = (files.ca.display(), files.cert.display());
     let reason = match error {
         Error::InvalidCertificate(why) => match why {
-            CertificateError::UnknownIssuer => {
+            // A bad signature is what two authorities of one name give.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 format!("the peer's certificate is not signed by our CA {ca}; both hosts need one CA")
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
@@ -26,14 +27,14 @@ pub(super) fn tls_error(peer: &str, files: &Files, error: &Error) -> TransportEr
         },
         Error::NoCertificatesPresented => "the peer showed no certificate".to_owned(),
         Error::AlertReceived(alert) => match alert {
-            AlertDescription::UnknownCA => {
+            AlertDescription::UnknownCA | AlertDescription::DecryptError => {
                 format!(
                     "the peer does not trust our certificate {cert}: another CA signed it than the peer's"
                 )
             }
             AlertDescription::CertificateExpired => {
                 format!(
-                    "the peer says that our certificate {cert} has expired; renew it, or set the clocks right"
+                    "the peer says that our certificate {cert} has expired or is not valid yet; renew it, or set the clocks right"
                 )
             }
             AlertDescription::BadCertificate
