@@ -126,6 +126,13 @@ impl GuestRam {
         }
     }
 
+    /// The hash that [`hash_pages`](Self::hash_pages) gives of a zero page.
+    #[must_use]
+    pub fn zero_page_hash() -> u64 {
+        static HASH: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| xxh3_64(&ZERO_PAGE));
+        *HASH
+    }
+
     /// Appends the XXH3 64-bit hash of each page of `run` to `out`. For memory that nobody writes:
     /// frozen at the source, or just placed at the destination.
     ///

@@ -14,6 +14,7 @@ mod traffic;
 
 pub use clock::Clock;
 pub use destination::{
-    DestinationEnd, DestinationRemote, DestinationRequest, EpochLog, GuestObserver, receive,
+    DestinationEnd, DestinationRemote, DestinationRequest, DestinationSession, EpochLog, GuestObserver,
+    receive,
 };
-pub use source::{OutcomeSeeker, SourceEnd, SourceRemote, SourceRequest, send};
+pub use source::{OutcomeSeeker, SourceEnd, SourceRemote, SourceRequest, SourceSession, send};

@@ -26,7 +26,8 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
-    /// A VM of one vCPU and `memory_bytes` of RAM, everything else as it comes.
+    /// A VM of one vCPU and `memory_bytes` of RAM, everything else as it comes. It tracks by the dirty
+    /// log, whose cost does not depend on how often a guest writes; full rings stop vCPUs.
     #[must_use]
     pub fn new(name: impl Into<String>, memory_bytes: u64) -> Self {
         Self {
@@ -35,7 +36,7 @@ impl VmConfig {
             vcpus: 1,
             backing: MemoryBacking::default(),
             prefault: false,
-            tracking: TrackerKind::default(),
+            tracking: TrackerKind::Log,
             cpu: None,
             console: None,
         }

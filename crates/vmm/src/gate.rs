@@ -79,6 +79,9 @@ struct State {
     /// For each vCPU, whether its thread may be in guest mode.
     inside: Vec<bool>,
     first_run: Option<Instant>,
+    /// Since when somebody has kept a guest that could run from running, and for how long before that.
+    held_since: Option<Instant>,
+    held: Duration,
     end_hooks: Vec<EndHook>,
 }
 
@@ -274,6 +277,8 @@ impl Gate {
         if stopped.is_err() {
             *objection(&mut state.objections) = false;
             self.permission.notify_all();
+        } else {
+            state.held_since.get_or_insert_with(Instant::now);
         }
         stopped
     }
@@ -298,8 +303,19 @@ impl Gate {
         let _transition = self.transition.lock();
         let mut state = self.usable()?;
         *objection(&mut state.objections) = false;
+        if state.objections.none() {
+            let held = state.held_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            state.held += held;
+        }
         self.permission.notify_all();
         Ok(())
+    }
+
+    /// How long all vCPUs together were kept from running by an owner's pause or a migration.
+    pub(crate) fn blocked(&self) -> Duration {
+        let state = self.state.lock();
+        let held = state.held + state.held_since.map_or(Duration::ZERO, |since| since.elapsed());
+        held * self.kickers.len() as u32
     }
 
     /// The state of a guest that could still run.

@@ -125,6 +125,12 @@ impl Vm {
         self.machine.gate.owner_resume()
     }
 
+    /// How long all vCPUs together were kept from running, by an owner's pause or a migration.
+    #[must_use]
+    pub fn blocked(&self) -> std::time::Duration {
+        self.machine.gate.blocked()
+    }
+
     /// Calls `hook` once when the guest ends by itself, at once if it has. On the thread of a vCPU,
     /// which must not wait for the VM there.
     pub fn on_end(&self, hook: impl FnOnce(&GuestEnd) + Send + 'static) {

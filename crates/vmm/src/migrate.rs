@@ -154,6 +154,17 @@ impl IncomingVm {
         &self.vm
     }
 
+    /// Saves the fresh state and restores it: what both take here is what they will take in a downtime,
+    /// and the first of each, which is the slowest, has then been.
+    ///
+    /// # Errors
+    /// As [`save`](PausedGuest::save) and [`restore`](IncomingGuest::restore).
+    pub fn rehearse(&self) -> Result<(), GuestError> {
+        let hardware = &self.vm.machine.hardware;
+        let sections = state::save(hardware, MachineState { owner_paused: false })?;
+        state::restore(hardware, sections).map(drop)
+    }
+
     /// The sections that [`restore`](IncomingGuest::restore) wants.
     #[must_use]
     pub fn section_ids(&self) -> Vec<SectionId> {

@@ -159,7 +159,7 @@ pub fn decode_table(
                 reason: format!("{:?} is outside of guest RAM", run.pages),
             });
         }
-        if run.class == PageClass::Data {
+        if run.class == PageClass::Data || head.kind == FrameKind::Hashes {
             data_pages = data_pages.saturating_add(run.pages.count);
         }
         runs.push(run);

@@ -7,8 +7,6 @@ use super::receiving::Receiving;
 use super::{DestinationEvent, FailureCode, State};
 use crate::record::MigrationState;
 
-/// How long a prepared destination waits for its source.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most page channels a source may open.
 const MAX_CHANNELS: u16 = 64;
 
@@ -18,8 +16,8 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    pub(super) fn begin(now: Duration) -> Self {
-        Self { deadline: now + CONNECT_TIMEOUT }
+    pub(super) const fn begin(deadline: Duration) -> Self {
+        Self { deadline }
     }
 
     pub(super) const fn deadline(&self) -> Duration {
@@ -56,7 +54,8 @@ impl Listening {
                 State::Receiving(Box::new(Receiving::begin(common, channels)))
             }
             DestinationEvent::Tick if common.now >= self.deadline => {
-                let text = format!("the source did not come within {CONNECT_TIMEOUT:?}");
+                let patience = common.config.patience;
+                let text = format!("the source did not come within {patience:?}");
                 let failure = common.failure(FailureCode::PhaseTimeout, text);
                 common.fail(failure)
             }

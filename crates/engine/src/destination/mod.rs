@@ -31,6 +31,8 @@ pub struct DestinationConfig {
     pub epoch: u64,
     /// What exporting and importing state took in a rehearsal here.
     pub rehearsal: Duration,
+    /// How long to wait for the source to connect.
+    pub patience: Duration,
     /// The source as people name it, for messages.
     pub peer: String,
 }
@@ -126,9 +128,10 @@ impl Destination {
     /// A destination that listens from `now` on.
     #[must_use]
     pub fn new(config: DestinationConfig, record: MigrationRecord, now: Duration) -> Self {
+        let listening = listening::Listening::begin(now + config.patience);
         let mut common = Common::new(config, record, now);
         common.enter(MigrationState::Negotiating);
-        Self { common, state: State::Listening(listening::Listening::begin(now)) }
+        Self { common, state: State::Listening(listening) }
     }
 
     /// Takes in an event.

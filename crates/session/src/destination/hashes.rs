@@ -1,3 +1,4 @@
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use migrated_guest::GuestRam;
@@ -6,7 +7,7 @@ use migrated_pages::{PageRun, RamLayout};
 /// The hash of each page as it was placed, for `verify: after`: the guest writes its pages from the commit
 /// on, so what came must be remembered. Eight bytes a page, kept only when they are wanted.
 pub(super) struct PageHashes {
-    blocks: Vec<Vec<AtomicU64>>,
+    blocks: OnceLock<Vec<Vec<AtomicU64>>>,
     layout: RamLayout,
 }
 
@@ -28,6 +29,11 @@ impl PageHashes {
         }
     }
 
+    /// Notes pages that are zero without looking at them: most have no memory of their own.
+    pub(super) fn record_zero(&self, run: PageRun) {
+        self.of(run).iter().for_each(|at| at.store(GuestRam::zero_page_hash(), Ordering::Relaxed));
+    }
+
     /// The hashes of a run as it was placed last.
     pub(super) fn placed(&self, run: PageRun, out: &mut Vec<u64>) {
         out.extend(self.of(run).iter().map(|hash| hash.load(Ordering::Relaxed)));
@@ -35,6 +41,10 @@ impl PageHashes {
 
     fn of(&self, run: PageRun) -> &[AtomicU64] {
         assert!(self.layout.contains(run), "{run:?} is outside of guest RAM");
-        &self.blocks[run.block.index()][run.first as usize..][..run.count as usize]
+        let hashes = |pages: u64| std::iter::repeat_with(AtomicU64::default).take(pages as usize).collect();
+        let blocks = self
+            .blocks
+            .get_or_init(|| self.layout.blocks().iter().map(|block| hashes(block.pages)).collect());
+        &blocks[run.block.index()][run.first as usize..][..run.count as usize]
     }
 }

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use migrated_engine::destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
-use migrated_engine::{Failure, MigrationRecord};
+use migrated_engine::{Failure, MigrationRecord, MigrationState};
 use migrated_guest::{GuestRam, IncomingGuest, SectionId, StateSection};
 use migrated_transport::{ControlSender, Hangup, Listener};
 use migrated_wire::{CommitOutcome, MigrationId, Section, ToDestination, ToSource, Token, encode_message};
@@ -110,6 +110,12 @@ impl DestinationRemote {
         let mut engine = self.shared.engine.lock();
         engine.set_wire_bytes(self.shared.traffic.sent(), self.shared.traffic.received());
         engine.record(self.shared.clock.now())
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn state(&self) -> MigrationState {
+        self.shared.engine.lock().state()
     }
 
     /// Gives up the incoming guest, unless it runs already.

@@ -107,7 +107,10 @@ impl PageThread {
             // Hashing takes longer than the lock may be held; nobody else touches these pages.
             drop(engine);
             for run in &self.runs {
-                self.shared.hashes.record(&ram, run.pages, &mut self.hashes);
+                match run.class {
+                    PageClass::Data => self.shared.hashes.record(&ram, run.pages, &mut self.hashes),
+                    PageClass::Zero => self.shared.hashes.record_zero(run.pages),
+                }
             }
             engine = self.shared.engine.lock();
         }

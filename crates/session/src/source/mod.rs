@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use migrated_engine::source::{Source, SourceAction, SourceConfig, SourceEvent};
-use migrated_engine::{Failure, MigrationRecord, PrecopyPolicy};
+use migrated_engine::{Failure, MigrationRecord, MigrationState, PrecopyPolicy};
 use migrated_guest::Guest;
 use migrated_transport::{Endpoint, Transport};
 use migrated_wire::{ChannelRole, CommitOutcome, Hello, MigrationId, PROTOCOL, Token};
@@ -78,6 +78,12 @@ impl SourceRemote {
         engine.record(self.shared.clock.now())
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn state(&self) -> MigrationState {
+        self.shared.engine.lock().state()
+    }
+
     /// Asks for the migration to be cancelled. Says whether that is still possible; the record tells the rest.
     #[must_use]
     pub fn cancel(&self) -> bool {
@@ -94,7 +100,7 @@ impl SourceRemote {
     /// Whether the session waits for an answer about its commit.
     #[must_use]
     pub fn is_indeterminate(&self) -> bool {
-        self.shared.engine.lock().state() == migrated_engine::MigrationState::Indeterminate
+        self.state() == MigrationState::Indeterminate
     }
 }
 

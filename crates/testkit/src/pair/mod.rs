@@ -95,6 +95,7 @@ impl Pair {
             identity,
             epoch: EPOCH,
             rehearsal: Duration::from_micros(100),
+            patience: Duration::from_secs(30),
             peer: "source".into(),
         };
         let mut link = Link::new(scenario.channels);
