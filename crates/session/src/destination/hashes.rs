@@ -5,7 +5,7 @@ use migrated_guest::GuestRam;
 use migrated_pages::{PageRun, RamLayout};
 
 /// The hash of each page as it was placed, for `verify: after`: the guest writes its pages from the commit
-/// on, so what came must be remembered. Eight bytes a page, kept only when they are wanted.
+/// on, so what came must be remembered. Eight bytes a page, there from the first one recorded.
 pub(super) struct PageHashes {
     blocks: OnceLock<Vec<Vec<AtomicU64>>>,
     layout: RamLayout,
@@ -13,11 +13,7 @@ pub(super) struct PageHashes {
 
 impl PageHashes {
     pub(super) fn new(layout: &RamLayout) -> Self {
-        let hashes = |pages: u64| std::iter::repeat_with(AtomicU64::default).take(pages as usize).collect();
-        Self {
-            blocks: layout.blocks().iter().map(|block| hashes(block.pages)).collect(),
-            layout: layout.clone(),
-        }
+        Self { blocks: OnceLock::new(), layout: layout.clone() }
     }
 
     /// Hashes pages that were just placed.
@@ -41,10 +37,12 @@ impl PageHashes {
 
     fn of(&self, run: PageRun) -> &[AtomicU64] {
         assert!(self.layout.contains(run), "{run:?} is outside of guest RAM");
-        let hashes = |pages: u64| std::iter::repeat_with(AtomicU64::default).take(pages as usize).collect();
-        let blocks = self
-            .blocks
-            .get_or_init(|| self.layout.blocks().iter().map(|block| hashes(block.pages)).collect());
+        let blocks =
+            self.blocks.get_or_init(|| self.layout.blocks().iter().map(|b| empty(b.pages)).collect());
         &blocks[run.block.index()][run.first as usize..][..run.count as usize]
     }
+}
+
+fn empty(pages: u64) -> Vec<AtomicU64> {
+    std::iter::repeat_with(AtomicU64::default).take(pages as usize).collect()
 }
