@@ -10,11 +10,13 @@ use rustix::net::Shutdown;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use std::sync::Arc;
 
-/// A peer that acknowledges nothing for this long is dead (`TCP_USER_TIMEOUT`). It counts against a
-/// peer that keeps its window shut, too: a destination must not leave a page channel unread for longer.
-const DEAD_AFTER: Duration = Duration::from_secs(5);
+/// A peer that acknowledges nothing for this long is dead (`TCP_USER_TIMEOUT`). The kernel looks when it
+/// probes or retransmits, up to a second later: within the 5 s in which a dead peer must be noticed.
+/// It counts against a peer that keeps its window shut, too: a destination must not leave a page channel
+/// unread for so long.
+const DEAD_AFTER: Duration = Duration::from_secs(4);
 /// An idle connection is probed after this time, and as often again (`TCP_KEEPIDLE`, `TCP_KEEPINTVL`),
-/// so that a dead peer is noticed within [`DEAD_AFTER`] when nothing is sent either.
+/// so that a dead peer is noticed when nothing is sent, too.
 const PROBE_AFTER: Duration = Duration::from_secs(1);
 /// Unanswered probes until the connection is dead (`TCP_KEEPCNT`).
 const PROBES: u32 = 4;
@@ -72,12 +74,15 @@ pub(crate) fn set_options(socket: &TcpStream) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(DEAD_AFTER))
 }
 
-/// Ends all waits on the socket.
+/// Ends all waits on the socket. It keeps no descriptor open: a channel that was dropped is closed,
+/// whoever still holds its hangup.
 pub(crate) fn hangup(socket: &Arc<TcpStream>) -> Hangup {
-    let socket = Arc::clone(socket);
+    let socket = Arc::downgrade(socket);
     Hangup::new(move || {
-        // Not connected any more is what we want.
-        let _ = rustix::net::shutdown(&*socket, Shutdown::Both);
+        if let Some(socket) = socket.upgrade() {
+            // Not connected any more is what we want.
+            let _ = rustix::net::shutdown(&*socket, Shutdown::Both);
+        }
     })
 }
 

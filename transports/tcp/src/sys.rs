@@ -118,3 +118,69 @@ impl Position {
         first.iov_len -= self.offset;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use proptest::prelude::*;
+    use socket2::SockRef;
+
+    use super::*;
+
+    /// Two connected sockets with buffers so small that calls stop in the middle.
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        SockRef::from(&near).set_send_buffer_size(4096).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    /// `bytes` cut into pieces of the sizes given, over and over; empty ones among them.
+    fn pieces<'a>(mut bytes: &'a mut [u8], sizes: &[usize]) -> Vec<VolatileSlice<'a>> {
+        let mut pieces = Vec::new();
+        for size in sizes.iter().cycle() {
+            if bytes.is_empty() {
+                break;
+            }
+            let (now, later) = bytes.split_at_mut((*size).min(bytes.len()));
+            pieces.push(VolatileSlice::from(now));
+            bytes = later;
+        }
+        pieces.extend(sizes.iter().filter(|size| **size == 0).map(|_| VolatileSlice::from(&mut [][..])));
+        pieces
+    }
+
+    fn sizes() -> impl Strategy<Value = Vec<usize>> {
+        prop::collection::vec(0usize..3000, 1..8)
+            .prop_filter("no progress", |sizes| sizes.iter().any(|size| *size > 0))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn any_scatter_is_gathered_in_order(
+            head in prop::collection::vec(any::<u8>(), 0..100),
+            len in 0usize..400_000,
+            from in sizes(),
+            into in sizes(),
+        ) {
+            let (near, far) = pair();
+            let mut payload: Vec<u8> = (0..len).map(|at| ((at * 31) >> 3) as u8).collect();
+            let mut got = vec![0; head.len() + len];
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    send_all(near.as_fd(), &head, &pieces(&mut payload, &from)).unwrap();
+                });
+                recv_all(far.as_fd(), &pieces(&mut got, &into)).unwrap();
+            });
+            prop_assert_eq!(&got[..head.len()], &head[..]);
+            prop_assert!(got[head.len()..] == payload[..]);
+            drop(near);
+            let end = recv_all(far.as_fd(), &pieces(&mut [0], &[1])).unwrap_err();
+            prop_assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+        }
+    }
+}

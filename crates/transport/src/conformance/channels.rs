@@ -99,6 +99,41 @@ pub fn channels_are_independent(rig: &dyn Rig) {
     drop(unread);
 }
 
+/// Either half of a control channel works while the other waits.
+pub fn halves_do_not_wait_for_each_other(rig: &dyn Rig) {
+    let (mut listener, endpoint) = listen(rig);
+    let (near, mut far) = control_pair(rig, listener.as_mut(), &endpoint);
+    let (mut sender, receiver) = near;
+    let hangup = sender.hangup();
+    std::thread::scope(|scope| {
+        let (to_us, tid) = std::sync::mpsc::channel();
+        let waiting = scope.spawn(move || {
+            let mut receiver = receiver;
+            to_us.send(my_tid()).expect("the test waits");
+            assert_eq!(receiver.recv(64, FAR).expect("recv"), b"answer");
+            receiver
+        });
+        when_asleep(&tid.recv().expect("its thread id"), || {
+            sender.send(b"request").expect("send");
+            assert_eq!(far.1.recv(64, FAR).expect("recv"), b"request");
+            far.0.send(b"answer").expect("send");
+        });
+        let mut receiver = waiting.join().expect("the receiver got its answer");
+
+        let (to_us, tid) = std::sync::mpsc::channel();
+        let blocked = scope.spawn(move || {
+            to_us.send(my_tid()).expect("the test waits");
+            while sender.send(&[0; 1 << 20]).is_ok() {}
+        });
+        when_asleep(&tid.recv().expect("its thread id"), || {
+            far.0.send(b"news").expect("send");
+            assert_eq!(receiver.recv(64, FAR).expect("recv"), b"news");
+        });
+        hangup.hang_up();
+        blocked.join().expect("the sender ended");
+    });
+}
+
 /// A sender can't run away from a receiver that doesn't read; when it reads, all arrives.
 pub fn pressure_stops_the_sender(rig: &dyn Rig) {
     /// More than any buffer between two ends may hold: 64 MiB.
@@ -127,11 +162,13 @@ pub fn pressure_stops_the_sender(rig: &dyn Rig) {
     });
 }
 
-/// A peer that goes away is [`TransportError::Lost`] in both halves, on every kind of channel.
+/// A peer that goes away is [`TransportError::Lost`] in both halves, on every kind of channel, even if
+/// something there still holds a [`Hangup`](crate::Hangup).
 pub fn close_is_lost(rig: &dyn Rig) {
     let (mut listener, endpoint) = listen(rig);
     let (mut near, mut far) = control_pair(rig, listener.as_mut(), &endpoint);
     far.0.send(b"last words").expect("send");
+    let mut held = vec![far.0.hangup()];
     drop(far);
     assert_eq!(near.1.recv(64, FAR).expect("what was sent before the close"), b"last words");
     assert_lost(near.1.recv(64, FAR).map(<[u8]>::len));
@@ -139,12 +176,15 @@ pub fn close_is_lost(rig: &dyn Rig) {
     assert_lost(near.1.recv(64, FAR).map(<[u8]>::len));
 
     let (mut sender, receiver) = data_pair(rig, listener.as_mut(), &endpoint, ChannelRole::Page(0));
+    held.push(receiver.hangup());
     drop(receiver);
     assert_lost((0..1024).try_for_each(|_| sender.send(&[0; 64 << 10], &[])));
 
     let (sender, mut receiver) = data_pair(rig, listener.as_mut(), &endpoint, ChannelRole::Page(0));
+    held.push(sender.hangup());
     drop(sender);
     assert_lost(receiver.read_exact(&mut [0; 1]));
+    drop(held);
 }
 
 /// A control message above the limit is refused by its length alone, and ends the channel.

@@ -11,7 +11,8 @@ mod waits;
 
 pub use channels::{
     bytes_are_counted, channels_are_independent, close_is_lost, data_arrives_in_order,
-    messages_arrive_in_order, oversize_is_refused, pressure_stops_the_sender,
+    halves_do_not_wait_for_each_other, messages_arrive_in_order, oversize_is_refused,
+    pressure_stops_the_sender,
 };
 pub use cuts::{control_cut_at_every_byte, data_cut_at_every_byte};
 pub use proxy::CuttingProxy;
@@ -30,7 +31,7 @@ pub use waits::{
 macro_rules! conformance_tests {
     ($rig:expr) => {
         $crate::conformance_tests!(@each $rig;
-            messages_arrive_in_order data_arrives_in_order channels_are_independent pressure_stops_the_sender
+            messages_arrive_in_order data_arrives_in_order halves_do_not_wait_for_each_other channels_are_independent pressure_stops_the_sender
             close_is_lost oversize_is_refused bytes_are_counted deadlines_end_waits hangup_ends_send
             hangup_ends_recv hangup_ends_read hangup_ends_accept nobody_listens ports_come_from_the_range
             refusals_carry_their_code strangers_are_dropped strangers_do_not_block_good_callers
