@@ -25,7 +25,7 @@ pub use client::{ClientError, ControlClient};
 pub use codec::{CodecError, MAX_MESSAGE, decode, encode};
 pub use console::{ConsoleChunk, ConsoleFile, ConsoleRange};
 pub use dir::{ExitReport, FileError, VmDir, write_atomic};
-pub use epoch::{read_epoch, record_epoch};
+pub use epoch::{EpochRecord, EpochState, read_epoch};
 pub use message::{
     CONTROL_VERSION, ControlError, ControlHello, ErrorKind, Event, FromVm, Request, Resolution, Response,
     ToVm,

@@ -2,6 +2,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use migrated_cpuid::GuestCpu;
 use migrated_engine::{OnTimeout, Verify};
 use migrated_pages::RamLayout;
 use migrated_wire::{MigrationId, Token};
@@ -38,9 +39,7 @@ pub struct GuestDescription {
     /// Every piece of state that will be sent.
     pub sections: Vec<SectionRef>,
     /// The CPU as the guest sees it.
-    pub cpu: serde_json::Value,
-    /// Frequency of the guest's TSC in kHz.
-    pub tsc_khz: u32,
+    pub cpu: GuestCpu,
 }
 
 /// Names one piece of guest state and the version of its layout.
@@ -210,7 +209,7 @@ pub struct IncomingPlan {
     pub verify: Verify,
     /// Most page channels to accept.
     pub max_channels: u16,
-    /// Where the committed epoch is recorded before the guest runs, see [`record_epoch`](crate::record_epoch).
+    /// Where the committed epoch is recorded before the guest runs, see [`EpochRecord`](crate::EpochRecord).
     pub epoch_file: PathBuf,
     /// The source, for the record.
     pub peer: String,

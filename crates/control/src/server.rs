@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{Shutdown, shutdown};
 
 use crate::codec::{decode, encode};
@@ -22,6 +24,9 @@ const QUEUE: usize = 256;
 const IN_FLIGHT: usize = 32;
 /// Connections at once: a daemon has one, a restarted one has a second for a moment.
 const CONNECTIONS: usize = 8;
+
+/// How long a daemon may leave its socket full.
+const SEND_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What answers a daemon's requests: the guest's VM process.
 pub trait VmService: Send + Sync + 'static {
@@ -92,6 +97,10 @@ pub fn serve(listener: OwnedFd, service: Arc<dyn VmService>, events: EventSink) 
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(()),
             Err(e) => return Err(e),
         };
+        // Only a peer that is stopped, or means harm, takes longer; its thread must end some day.
+        if set_socket_timeout(&socket, Timeout::Send, Some(SEND_PATIENCE)).is_err() {
+            continue;
+        }
         let (queue, outgoing) = sync_channel(QUEUE);
         let connection = Arc::new(Connection { socket, queue, in_flight: AtomicUsize::new(0) });
         if events.0.lock().len() >= CONNECTIONS {
@@ -127,10 +136,9 @@ fn serve_connection(
     };
     let Ok(writer) = writer else { return };
     read_requests(connection, service, events);
-    connection.cut();
     events.0.lock().retain(|other| !Arc::ptr_eq(other, connection));
-    // An empty packet wakes the writer; when there is no room for it, the cut socket does.
-    let _ = connection.queue.try_send(Arc::from([]));
+    // An empty packet ends the writer behind what is still to be said: why we end, perhaps.
+    connection.try_send(Arc::from([]));
     let _ = writer.join();
 }
 

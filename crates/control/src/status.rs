@@ -109,6 +109,8 @@ pub struct WorkloadCounters {
     pub writes: u64,
     /// Pages found lost or gone back in time. Anything but 0 is a bug of ours.
     pub errors: u64,
+    /// Rounds of its loop; stands still when the guest does.
+    pub heartbeat: u64,
     /// Longest time between two of its looks at the TSC since the boot, in µs.
     pub gap_max_us: f64,
     /// The same since the last reading through the API, in µs.

@@ -1,28 +1,34 @@
 //! What a daemon and a VM process leave for each other on disk.
 
-use migrated_control::{BootSource, ExitReport, VmDir, VmSpec, VmStart, VmState, read_epoch, record_epoch};
+use migrated_control::{
+    BootSource, EpochRecord, EpochState, ExitReport, VmDir, VmSpec, VmStart, VmState, read_epoch,
+};
 
 #[test]
-fn an_epoch_is_recorded_whole_or_not_at_all() {
+fn an_epoch_is_armed_once_and_then_says_what_became_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("epoch");
     assert_eq!(read_epoch(&path).unwrap(), None);
-    record_epoch(&path, 7).unwrap();
-    assert_eq!(read_epoch(&path).unwrap(), Some(7));
+    let record = EpochRecord::arm(&path, 7).unwrap();
+    assert_eq!(read_epoch(&path).unwrap(), Some((7, EpochState::Armed)));
+    assert_eq!(record.commit(8).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+    record.commit(7).unwrap();
+    assert_eq!(read_epoch(&path).unwrap(), Some((7, EpochState::Committed)));
+    record.never_ran(7).unwrap();
+    assert_eq!(read_epoch(&path).unwrap(), Some((7, EpochState::NeverRan)));
+    assert!(EpochRecord::arm(&path, 7).is_err(), "a record that is there is not replaced");
     std::fs::write(&path, "").unwrap();
     assert_eq!(read_epoch(&path).unwrap_err().kind(), std::io::ErrorKind::InvalidData);
-    assert!(record_epoch(&dir.path().join("missing/epoch"), 7).is_err());
 }
 
 #[test]
-fn a_full_disk_refuses_the_epoch_and_leaves_no_record() {
-    // /dev/full answers every write as a full disk does; the temporary file is put there.
+fn an_armed_epoch_of_another_boot_proves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("epoch");
-    std::os::unix::fs::symlink("/dev/full", dir.path().join("epoch.new")).unwrap();
-    let error = record_epoch(&path, 7).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-    assert_eq!(read_epoch(&path).unwrap(), None);
+    std::fs::write(&path, "armed     7 00000000-0000-0000-0000-000000000000\n").unwrap();
+    assert_eq!(read_epoch(&path).unwrap(), Some((7, EpochState::Unknown)));
+    std::fs::write(&path, "committed 7 00000000-0000-0000-0000-000000000000\n").unwrap();
+    assert_eq!(read_epoch(&path).unwrap(), Some((7, EpochState::Committed)));
 }
 
 #[test]

@@ -92,8 +92,8 @@ pub fn main(cli: Cli) -> ExitCode {
 fn with_runtime(connect: connect::ConnectArgs, json: bool, command: Command) -> Result<ExitCode> {
     start_log(matches!(command, Command::Serve(_)));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let done = runtime.context("can't start the runtime")?.block_on(run(connect, json, command));
-    done
+    let runtime = runtime.context("can't start the runtime")?;
+    runtime.block_on(run(connect, json, command))
 }
 
 async fn run(connect: connect::ConnectArgs, json: bool, command: Command) -> Result<ExitCode> {

@@ -67,6 +67,17 @@ impl Daemon {
             Ok(kvm) => reasons.extend(spec::faults(&request.spec, kvm.max_vcpus)),
             Err(e) => reasons.push(e.to_reason()),
         }
+        match (self.ground.cpu)() {
+            Ok(host) => {
+                let mismatches = migrated_cpuid::admit(&request.description.cpu, &host).err();
+                let reason = |m: migrated_cpuid::Mismatch| Reason {
+                    code: "cpu_incompatible".into(),
+                    detail: m.to_string(),
+                };
+                reasons.extend(mismatches.into_iter().flatten().map(reason));
+            }
+            Err(e) => reasons.push(e.to_reason()),
+        }
         match (migration, reasons.is_empty()) {
             (Ok(migration), true) => {
                 Ok(Admitted { migration, tls, max_channels: request.channels.unwrap_or(MAX_CHANNELS) })

@@ -4,6 +4,9 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use kvm_ioctls::Kvm;
+use migrated_cpuid::HostCpu;
+
 use super::DaemonError;
 
 /// What matters of KVM before a VM is made.
@@ -13,16 +16,27 @@ pub struct KvmFacts {
     pub max_vcpus: u32,
 }
 
-/// Opens the system's KVM.
+/// Looks at the system's KVM.
 pub fn probe_kvm() -> Result<KvmFacts, DaemonError> {
     probe_kvm_at(Path::new("/dev/kvm"))
 }
 
-/// Opens KVM at `device`.
+/// What this host's CPU can give a guest. Makes a VM for a moment.
+pub fn read_host_cpu() -> Result<HostCpu, DaemonError> {
+    let kvm = open_kvm(Path::new("/dev/kvm"))?;
+    HostCpu::read(&kvm).map_err(|e| DaemonError::Kvm(format!("can't read the host's CPU: {e}")))
+}
+
+/// Looks at the KVM of `device`.
 pub fn probe_kvm_at(device: &Path) -> Result<KvmFacts, DaemonError> {
+    let max_vcpus = open_kvm(device)?.get_max_vcpus();
+    Ok(KvmFacts { max_vcpus: u32::try_from(max_vcpus).unwrap_or(u32::MAX) })
+}
+
+fn open_kvm(device: &Path) -> Result<Kvm, DaemonError> {
     let refuse = |reason: &str| DaemonError::Kvm(format!("can't use {}: {reason}", device.display()));
     let path = CString::new(device.as_os_str().as_bytes()).map_err(|_| refuse("the path has a zero byte"))?;
-    let kvm = kvm_ioctls::Kvm::new_with_path(path.as_c_str()).map_err(|e| match e.errno() {
+    Kvm::new_with_path(path.as_c_str()).map_err(|e| match e.errno() {
         libc_errno::ENOENT | libc_errno::ENODEV | libc_errno::ENXIO => refuse(
             "it is not there; load kvm_intel or kvm_amd, and check that virtualisation is on in the firmware",
         ),
@@ -30,8 +44,7 @@ pub fn probe_kvm_at(device: &Path) -> Result<KvmFacts, DaemonError> {
             "permission denied; run the daemon as root or add its user to the device's group (often `kvm`)",
         ),
         _ => refuse(&e.to_string()),
-    })?;
-    Ok(KvmFacts { max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX) })
+    })
 }
 
 mod libc_errno {

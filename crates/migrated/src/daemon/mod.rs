@@ -28,13 +28,14 @@ use std::sync::Arc;
 use anyhow::Result;
 use migrated_api::{MigrationState, RecordError, Vm as ApiVm};
 use migrated_control::{ConsoleFile, VmSpec, VmState};
+use migrated_cpuid::HostCpu;
 use parking_lot::Mutex;
 
 pub use console::ConsoleReader;
 pub use error::DaemonError;
 #[cfg(test)]
 pub use host::probe_kvm_at;
-pub use host::{KvmFacts, probe_kvm};
+pub use host::{KvmFacts, probe_kvm, read_host_cpu};
 pub use migration::Migration;
 pub use process::VmCommand;
 pub use vm::Vm;
@@ -54,6 +55,8 @@ pub struct Ground {
     pub vm_command: VmCommand,
     /// What KVM can do, or why it can't be used.
     pub kvm: fn() -> Result<KvmFacts, DaemonError>,
+    /// What the host's CPU can give a guest.
+    pub cpu: fn() -> Result<HostCpu, DaemonError>,
 }
 
 /// One host's daemon.

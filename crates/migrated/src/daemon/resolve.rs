@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_api::{MigrationState, ResolveAnswer, ResolveRequest};
-use migrated_control::{Request, Resolution, Response, VmState, read_epoch};
+use migrated_control::{EpochState, Request, Resolution, Response, VmState, read_epoch};
 
 use super::migration::Migration;
 use super::vm::Vm;
@@ -97,8 +97,16 @@ impl Daemon {
         // No process: it never will run the guest, so only the record counts.
         let recorded = read_epoch(&self.store.epoch_file(id));
         match recorded.map_err(|e| unresolved(format!("its epoch record can't be read: {e}")))? {
-            Some(committed) if committed == epoch => Ok(Resolution::Committed),
-            Some(committed) => Err(unresolved(format!("epoch {committed} is recorded, not {epoch}"))),
+            Some((recorded, _)) if recorded != epoch => {
+                Err(unresolved(format!("epoch {recorded} is recorded, not {epoch}")))
+            }
+            Some((_, EpochState::Committed)) => Ok(Resolution::Committed),
+            Some((_, EpochState::Armed | EpochState::NeverRan)) => Ok(Resolution::NeverRan),
+            Some((_, EpochState::Unknown)) => Err(unresolved(
+                "this host has booted anew since the migration was prepared, and a commit may have been lost with it: \
+                 if the guest was never seen here, delete the VM at the source or restart it there by hand"
+                    .into(),
+            )),
             None => Ok(Resolution::NeverRan),
         }
     }

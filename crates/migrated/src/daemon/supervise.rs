@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use migrated_api::{MigrationState, RecordRole};
 use migrated_control::{
-    ClientError, ControlClient, Event, PendingResolution, Request, Response, VmState, read_epoch,
+    ClientError, ControlClient, EpochState, Event, PendingResolution, Request, Response, VmState, read_epoch,
 };
 use tokio::sync::mpsc;
 
@@ -181,7 +181,7 @@ impl Daemon {
     fn was_committed(&self, vm: &Vm, migration: Option<&Migration>) -> bool {
         let Some(migration) = migration else { return false };
         match read_epoch(&self.store.epoch_file(&migration.id.to_string())) {
-            Ok(epoch) => epoch.is_some(),
+            Ok(record) => matches!(record, Some((_, EpochState::Committed | EpochState::Unknown))),
             Err(e) => {
                 tracing::error!(vm = vm.id, migration = %migration.id, "the epoch record can't be read: {e}");
                 true

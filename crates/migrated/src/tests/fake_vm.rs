@@ -20,10 +20,11 @@ use std::time::Duration;
 
 use migrated_api::{MigrationRecord, MigrationState, RecordError, RecordRole};
 use migrated_control::{
-    BootSource, ConsoleFile, ControlError, ErrorKind, Event, EventSink, ExitReport, GuestDescription,
-    IncomingPlan, MigratePlan, PendingResolution, Request, Resolution, Response, SectionRef, Status, VmDir,
-    VmService, VmStart, VmState, listener_from_stdin, record_epoch, serve,
+    BootSource, ConsoleFile, ControlError, EpochRecord, ErrorKind, Event, EventSink, ExitReport,
+    GuestDescription, IncomingPlan, MigratePlan, PendingResolution, Request, Resolution, Response,
+    SectionRef, Status, VmDir, VmService, VmStart, VmState, listener_from_stdin, serve,
 };
+use migrated_cpuid::{CpuidSet, GuestCpu};
 use parking_lot::Mutex;
 
 /// What `VmCommand` puts before `--dir`.
@@ -202,7 +203,7 @@ impl FakeVm {
             drop(inner);
             self.give_up();
         }
-        record_epoch(&plan.epoch_file, plan.epoch).unwrap();
+        EpochRecord::arm(&plan.epoch_file, plan.epoch).unwrap().commit(plan.epoch).unwrap();
         inner.settled = Some(Resolution::Committed);
         drop(inner);
         self.set_state(VmState::Running);
@@ -319,7 +320,6 @@ pub fn description(memory_bytes: u64) -> GuestDescription {
     GuestDescription {
         ram: serde_json::from_value(serde_json::json!({ "blocks": block })).unwrap(),
         sections: vec![SectionRef { kind: "vcpu".into(), instance: 0, version: 1 }],
-        cpu: serde_json::Value::Null,
-        tsc_khz: 1_000_000,
+        cpu: GuestCpu { cpuid: CpuidSet::default(), tsc_khz: 1_000_000, msr_indices: vec![0x10] },
     }
 }

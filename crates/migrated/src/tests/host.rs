@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_api::{MigrationRecord, MigrationState, Problem, Vm, VmState};
+use migrated_cpuid::{CpuidSet, HostCpu};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -34,6 +35,18 @@ pub struct Host {
 
 pub fn four_vcpus() -> Result<KvmFacts, DaemonError> {
     Ok(KvmFacts { max_vcpus: 4 })
+}
+
+/// One that fake guests fit.
+pub fn fitting_cpu() -> Result<HostCpu, DaemonError> {
+    let offer = CpuidSet::default();
+    Ok(HostCpu {
+        offer,
+        tsc_khz: 1_000_000,
+        tsc_scaling: false,
+        xsave_size: 0,
+        msr_indices: vec![0x10, 0x11],
+    })
 }
 
 impl Host {
@@ -69,6 +82,7 @@ impl Host {
                 args: fake_vm::ARGS.map(Into::into).to_vec(),
             },
             kvm: self.kvm,
+            cpu: fitting_cpu,
         };
         let (daemon, url) = runtime.block_on(async {
             let listeners = http::bind(&self.config).await.unwrap();

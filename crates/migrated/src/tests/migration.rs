@@ -245,7 +245,10 @@ fn a_peer_is_refused_for_what_does_not_fit() {
         request[field] = value;
         request
     };
+    let mut other_cpu = prepare_request();
+    other_cpu["description"]["cpu"]["msr_indices"] = json!([0x10, 0x4b56_4d00]);
     let cases = [
+        (other_cpu, "cpu_incompatible"),
         (changed("protocol", json!({ "min": 7, "max": 9 })), "protocol_version"),
         (changed("protocol", json!({ "min": 0, "max": 0 })), "protocol_version"),
         (changed("migration", json!("../x")), "invalid_id"),

@@ -12,7 +12,9 @@ pub fn of_vmm(error: &VmmError) -> ControlError {
         VmmError::KvmPermission { .. } => (ErrorKind::Unavailable, "kvm_permission"),
         VmmError::KvmApi { .. } | VmmError::Unsupported { .. } => (ErrorKind::Unavailable, "kvm_unsupported"),
         VmmError::Vcpus { .. } => (ErrorKind::InvalidInput, "invalid_vcpus"),
-        VmmError::Memory(MemoryError::Size { .. }) => (ErrorKind::InvalidInput, "invalid_memory"),
+        VmmError::Memory(MemoryError::Zero | MemoryError::Granule { .. }) => {
+            (ErrorKind::InvalidInput, "invalid_memory")
+        }
         VmmError::Memory(_) => (ErrorKind::Unavailable, "no_memory"),
         VmmError::Cpu(_) => (ErrorKind::InvalidInput, "cpu_incompatible"),
         VmmError::Boot(error) => (ErrorKind::InvalidInput, code_of_boot(error)),
@@ -29,8 +31,9 @@ const fn code_of_boot(error: &BootError) -> &'static str {
         BootError::KernelTooLarge { .. } => "kernel_too_large",
         BootError::InitramfsTooLarge { .. } => "initramfs_too_large",
         BootError::Overlap { .. } => "kernel_overlaps",
+        BootError::CommandLineTooLong { .. } | BootError::CommandLineNul => "invalid_cmdline",
         BootError::Workload(_) => "invalid_workload",
-        _ => "guest_cannot_boot",
+        BootError::GuestMemory(_) => "guest_cannot_boot",
     }
 }
 

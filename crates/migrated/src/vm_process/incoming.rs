@@ -1,6 +1,5 @@
 //! The destination's end of a migration.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -38,7 +38,7 @@ pub fn run(args: &VmProcessArgs) -> Result<()> {
     let dir = VmDir::new(&args.dir);
     let start = dir.read_start()?;
     let listener = listener_from_stdin().context("the control socket is not on standard input")?;
-    let (process, ended) = Process::new(dir, start.spec().clone(), EventSink::new());
+    let (process, ended) = Process::new(dir, EventSink::new());
     let service = service::Service::new(Arc::clone(&process));
     let events = process.events.clone();
     std::thread::Builder::new().name("control-accept".into()).spawn(move || {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use migrated_control::{ControlError, Event, EventSink, ExitReport, Response, VmDir, VmSpec, VmState};
+use migrated_control::{ControlError, Event, EventSink, ExitReport, Response, VmDir, VmState};
 use migrated_vmm::{GuestEnd, RunState, Vm};
 use parking_lot::{Condvar, Mutex};
 
@@ -17,8 +17,6 @@ const FAREWELL: Duration = Duration::from_millis(200);
 pub struct Process {
     /// The directory shared with the daemon.
     pub dir: VmDir,
-    /// What the VM is made of.
-    pub spec: VmSpec,
     /// Where events go.
     pub events: EventSink,
     /// The VM, once it is made.
@@ -35,11 +33,10 @@ pub struct Process {
 
 impl Process {
     /// A process without a VM, and where its end is told.
-    pub fn new(dir: VmDir, spec: VmSpec, events: EventSink) -> (Arc<Self>, Receiver<ExitReport>) {
+    pub fn new(dir: VmDir, events: EventSink) -> (Arc<Self>, Receiver<ExitReport>) {
         let (end, ended) = channel();
         let process = Self {
             dir,
-            spec,
             events,
             vm: Mutex::new(None),
             made: Mutex::new(None),
