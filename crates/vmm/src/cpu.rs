@@ -6,11 +6,8 @@ use std::fmt;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use migrated_cpuid::TSC_TOLERANCE_PPM;
 use thiserror::Error;
-
-/// How far two TSC frequencies may differ and still count as one, in parts per million: what NTP slews
-/// a clock by, and KVM's own tolerance (the module's tsc_tolerance_ppm).
-pub const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// A CPUID table and a TSC frequency.
 #[derive(Clone, Debug, PartialEq)]

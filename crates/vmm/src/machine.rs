@@ -131,8 +131,8 @@ impl Vm {
         self.machine.gate.blocked()
     }
 
-    /// Calls `hook` once when the guest ends by itself, at once if it has. On the thread of a vCPU,
-    /// which must not wait for the VM there.
+    /// Calls `hook` once when the guest ends by itself, at once if it has: on the thread of a vCPU, so it
+    /// must neither wait for the VM nor own it.
     pub fn on_end(&self, hook: impl FnOnce(&GuestEnd) + Send + 'static) {
         self.machine.gate.on_end(Box::new(hook));
     }

@@ -241,9 +241,9 @@ mod tests {
 
     #[test]
     fn every_available_backing_gives_zeroed_writable_ram() {
-        for backing in [MemoryBacking::Memfd, MemoryBacking::Thp] {
+        for backing in [MemoryBacking::Memfd, MemoryBacking::Thp, MemoryBacking::Hugetlb2m] {
             let ram = match allocate(4 * RAM_GRANULE, backing, true) {
-                Err(MemoryError::NoThp) => continue,
+                Err(MemoryError::NoThp | MemoryError::NoHugePages { .. }) => continue,
                 other => other.unwrap(),
             };
             let last = GuestAddress(4 * RAM_GRANULE - 8);
