@@ -71,7 +71,8 @@ fn list(dropped: &[DroppedBits]) -> String {
 }
 
 impl CpuModel {
-    /// The most that this host's KVM can give (KVM_GET_SUPPORTED_CPUID), with an in-kernel APIC.
+    /// The most that this host's KVM can give (KVM_GET_SUPPORTED_CPUID), with an in-kernel APIC. Guests
+    /// can't host guests: the state of those is not among the sections, and would be lost in silence.
     ///
     /// # Errors
     /// [`CpuError::Kvm`]. `tsc_khz` stays 0 until a vCPU exists that can be asked.
@@ -83,6 +84,9 @@ impl CpuModel {
         if kvm.check_extension(Cap::TscDeadlineTimer) {
             let leaf_1 = table.as_mut_slice().iter_mut().find(|entry| entry.function == 1);
             leaf_1.into_iter().for_each(|entry| entry.ecx |= topology::TSC_DEADLINE);
+        }
+        for entry in table.as_mut_slice() {
+            entry.ecx &= !topology::nested_virtualization(entry.function);
         }
         Ok(table.as_slice().to_vec())
     }

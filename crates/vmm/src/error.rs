@@ -42,12 +42,12 @@ pub enum VmmError {
         /// What to do about it.
         advice: &'static str,
     },
-    /// A number of vCPUs that KVM can't run.
-    #[error("{wanted} vCPUs asked for; KVM here runs 1 to {max} in a VM")]
+    /// A number of vCPUs that no VM here can have.
+    #[error("{wanted} vCPUs asked for; a VM here has 1 to {max}")]
     Vcpus {
         /// What was asked for.
         wanted: u32,
-        /// KVM's limit (KVM_CAP_MAX_VCPUS).
+        /// The limit: KVM_CAP_MAX_VCPUS, or that of APIC ids.
         max: u32,
     },
     /// The RAM can't be had.

@@ -14,6 +14,9 @@ use crate::error::KvmContext;
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
+/// An APIC id is a byte and 255 addresses all APICs (without KVM_CAP_X2APIC_API).
+const MAX_VCPUS: u32 = 255;
+
 /// An open `/dev/kvm` that can run guests.
 #[derive(Debug)]
 pub struct HostKvm {
@@ -65,9 +68,9 @@ impl HostKvm {
         &self.kvm
     }
 
-    /// Checks a number of vCPUs against KVM's limit.
+    /// Checks a number of vCPUs against KVM's limit and ours.
     pub(crate) fn check_vcpus(&self, wanted: u32) -> Result<(), VmmError> {
-        let max = u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX);
+        let max = u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(MAX_VCPUS);
         if wanted == 0 || wanted > max { Err(VmmError::Vcpus { wanted, max }) } else { Ok(()) }
     }
 

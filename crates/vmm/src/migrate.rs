@@ -26,7 +26,8 @@ pub struct RunningVm {
     claim: Claim,
 }
 
-/// A VM that a migration holds still. Dropped, it stays so: only its owner's process can end it then.
+/// A VM that a migration holds still. Dropped without [`resume`](PausedGuest::resume) or
+/// [`retire`](PausedGuest::retire) it stays so: whether it may run is then not known here.
 #[derive(Debug)]
 pub struct PausedVm {
     vm: Vm,

@@ -2,13 +2,18 @@
 
 mod guest;
 
+use std::sync::OnceLock;
+
 use guest::{
     COUNT, RAM, config, copy, copy_ram, counter, migrate, pause, run, wait_for_progress, wait_until,
 };
 use kvm_bindings::kvm_cpuid_entry2;
 use migrated_guest::{Guest, GuestError, IncomingGuest, PausedGuest, StateSection};
+use migrated_testkit::capability::Capability;
 use migrated_testkit::require;
 use migrated_vmm::{CpuModel, RunState, Vm, VmConfig};
+use proptest::prelude::*;
+use proptest::sample::Index;
 use vm_memory::{Bytes, GuestAddress};
 
 #[test]
@@ -150,6 +155,27 @@ fn sections_that_do_not_fit_exactly_are_refused_by_name() {
     // A VM with another number of vCPUs has other sections.
     let mut two = Vm::incoming(config(2)).unwrap();
     assert!(matches!(two.restore(good), Err(GuestError::Section { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn a_hostile_state_is_taken_or_refused_and_nothing_else(changes in prop::collection::vec(any::<(Index, Index, u8)>(), 1..4)) {
+        if !Capability::Kvm.available_to_test() {
+            return Ok(());
+        }
+        static GOOD: OnceLock<Vec<StateSection>> = OnceLock::new();
+        let mut sections = GOOD.get_or_init(|| pause(&run(config(1), COUNT)).save().unwrap()).clone();
+        for (section, at, value) in changes {
+            let section = section.index(sections.len());
+            let data = &mut sections[section].data;
+            let at = at.index(data.len());
+            data[at] = value;
+        }
+        let restored = Vm::incoming(config(1)).unwrap().restore(sections);
+        prop_assert!(matches!(restored, Ok(()) | Err(GuestError::Section { .. })), "{restored:?}");
+    }
 }
 
 #[test]

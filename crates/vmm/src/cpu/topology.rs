@@ -1,4 +1,4 @@
-//! What CPUID says differently on each vCPU: its APIC id, and how many there are.
+//! What CPUID says differently on each vCPU: its APIC id, and how many there are; and bits with a meaning.
 //!
 //! Every guest is one package of as many single-threaded cores as it has vCPUs, with APIC ids 0, 1, ….
 
@@ -20,6 +20,15 @@ const OSPKE: u32 = 1 << 4;
 /// Level types of leaf 0xb and 0x1f, ECX bits 15:8.
 const LEVEL_SMT: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
+
+/// ECX of a leaf: bits for VMX and SVM, by which a guest runs guests of its own.
+pub(super) fn nested_virtualization(leaf: u32) -> u32 {
+    match leaf {
+        1 => 1 << 5,
+        0x8000_0001 => 1 << 2,
+        _ => 0,
+    }
+}
 
 /// Bits that KVM shows as the guest's state has them, whatever the table says.
 pub(super) fn run_time_bits(leaf: u32, subleaf: u32, register: &str) -> u32 {
