@@ -252,6 +252,7 @@ impl ApiClient {
                 }
                 Target::Tcp { authority, tls } => {
                     let stream = TcpStream::connect(authority.as_str()).await.map_err(|e| e.to_string())?;
+                    stream.set_nodelay(true).map_err(|e| e.to_string())?;
                     match tls {
                         None => Ok(Box::new(stream) as Box<dyn Stream>),
                         Some((config, name)) => {

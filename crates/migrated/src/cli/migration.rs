@@ -144,7 +144,7 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
     let decisions =
         record.decisions.iter().map(|d| vec![show_us(d.at_ms * 1e3), d.decision.clone(), d.reason.clone()]);
     [
-        table(&["", ""], rows),
+        table(&[], rows),
         table(&["iteration", "pages", "bytes", "time", "dirty rate"], iterations),
         table(&["at", "decision", "reason"], decisions),
     ]

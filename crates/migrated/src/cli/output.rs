@@ -27,12 +27,18 @@ impl Output {
     }
 }
 
-/// A table without lines, as `ps` makes them.
+/// A table without lines, as `ps` makes them; without titles when there are none.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header.iter().map(|title| title.to_uppercase()));
+    table.load_style(presets::NOTHING);
+    if !header.is_empty() {
+        table.set_header(header.iter().map(|title| title.to_uppercase()));
+    }
     rows.into_iter().for_each(|row| {
         table.add_row(row);
+    });
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 2));
     });
     table.trim_fmt()
 }

@@ -216,5 +216,5 @@ fn vm_for_people(vm: &Vm) -> String {
         row("longest gap", Some(units::show_us(work.gap_max_us)));
         row("TSC backward", Some(work.tsc_backward.to_string()));
     }
-    table(&["", ""], rows)
+    table(&[], rows)
 }

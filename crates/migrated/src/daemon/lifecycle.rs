@@ -14,6 +14,8 @@ use super::{Daemon, DaemonError, new_id, spec};
 const GREETING: Duration = Duration::from_secs(20);
 /// How long a VM process may take to exit when it was asked to.
 const EXIT: Duration = Duration::from_secs(10);
+/// How long a VM process that can't make its VM may take to leave.
+const LEAVE: Duration = Duration::from_secs(2);
 /// Slowest first touch of memory to reckon with, in bytes a second.
 const SLOWEST_PREFAULT: u64 = 100 << 20;
 
@@ -37,7 +39,10 @@ impl Daemon {
     ) -> Result<Vec<SocketAddr>, DaemonError> {
         let launched = self.try_launch(vm, start).await;
         if launched.is_err() {
-            if let Some(process) = vm.process() {
+            // Having said why, it exits by itself.
+            if let Some(process) = vm.process()
+                && !vm.wait_gone(LEAVE).await
+            {
                 process.kill();
                 vm.wait_gone(EXIT).await;
             }

@@ -4,13 +4,12 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use migrated_control::{VmDir, bind_control};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
@@ -75,10 +74,12 @@ impl ProcessId {
 
     /// Kills it, if it still runs.
     pub fn kill(&self) {
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).filter(|_| self.is_alive());
-        if let Some(pid) = pid {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return };
+        // The descriptor is of one process for good, so that the number can't become another's in between.
+        if self.is_alive() {
             // It may have ended just now.
-            let _ = kill_process(pid, Signal::KILL);
+            let _ = pidfd_send_signal(process, Signal::KILL);
         }
     }
 }
@@ -94,13 +95,13 @@ pub enum Exit {
 
 impl Exit {
     /// How long an adopted process's end may go unnoticed.
-    const LOOK: Duration = Duration::from_millis(250);
+    const LOOK: Duration = Duration::from_millis(100);
 
     /// Waits, and says how it ended, if that can be known. Can be dropped and called again.
     pub async fn wait(&mut self) -> String {
         match self {
             Self::Child(child) => match child.wait().await {
-                Ok(status) => describe(status),
+                Ok(status) => status.to_string(),
                 Err(e) => format!("its end could not be waited for: {e}"),
             },
             Self::Adopted(process) => {
@@ -110,16 +111,5 @@ impl Exit {
                 "it ended; how is not known, because another daemon had started it".into()
             }
         }
-    }
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.signal(), status.code()) {
-        (Some(signal), _) => {
-            let name = Signal::from_named_raw(signal).map(|name| format!(" ({name:?})")).unwrap_or_default();
-            format!("killed by signal {signal}{name}")
-        }
-        (None, Some(code)) => format!("exited with code {code}"),
-        (None, None) => status.to_string(),
     }
 }

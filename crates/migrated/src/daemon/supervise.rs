@@ -1,5 +1,6 @@
 //! Watching one VM process: what it tells, when its connection breaks, and how it ends.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,7 +74,11 @@ impl Daemon {
                         let (state, _) = vm.state();
                         vm.set_state(state, Some(e.to_string()));
                     }
-                    tracing::warn!(vm = vm.id, "can't connect to the VM process: {e}");
+                    match e {
+                        // It ended just now, or is about to be seen to have.
+                        ClientError::Io(e) if e.kind() == ErrorKind::ConnectionRefused => {}
+                        e => tracing::warn!(vm = vm.id, "can't connect to the VM process: {e}"),
+                    }
                 }
             }
             tokio::time::sleep(RETRY).await;

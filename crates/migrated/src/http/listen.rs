@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
-use axum::serve::Listener;
+use axum::serve::{Listener, ListenerExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -83,11 +83,15 @@ impl Listeners {
 }
 
 async fn serve_tcp(listener: TcpListener, router: Router, acceptor: Option<TlsAcceptor>) -> io::Result<()> {
+    let address = listener.local_addr()?;
+    // An answer's last packet must not wait for the caller to acknowledge the one before it.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
     match acceptor {
         None => axum::serve(listener, router).await,
         Some(acceptor) => {
             let (sender, receiver) = mpsc::channel(HANDSHAKES);
-            let address = listener.local_addr()?;
             let accepting = tokio::spawn(shake_hands(listener, acceptor, sender));
             let served = axum::serve(TlsListener { receiver, address }, router).await;
             accepting.abort();
@@ -98,15 +102,14 @@ async fn serve_tcp(listener: TcpListener, router: Router, acceptor: Option<TlsAc
 
 /// Accepts TLS connections. Each shakes hands on its own, so that a slow caller holds up nobody.
 async fn shake_hands(
-    listener: TcpListener,
+    mut listener: impl Listener<Io = TcpStream, Addr = SocketAddr>,
     acceptor: TlsAcceptor,
     done: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
 ) {
     let permits = Arc::new(Semaphore::new(HANDSHAKES));
-    let mut listener = listener;
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let (stream, peer) = Listener::accept(&mut listener).await;
+        let (stream, peer) = listener.accept().await;
         let (acceptor, done) = (acceptor.clone(), done.clone());
         tokio::spawn(async move {
             match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {

@@ -114,8 +114,10 @@ fn a_specification_is_refused_with_everything_that_is_wrong_with_it() {
 #[test]
 fn a_vm_that_cant_be_made_tells_why_and_leaves_nothing() {
     let host = Host::new("a");
-    let cases =
-        [("refuse", 422, "kernel_not_elf", "not an ELF file"), ("die", 500, "vm_process_died", "code 3")];
+    let cases = [
+        ("refuse", 422, "kernel_not_elf", "not an ELF file"),
+        ("die", 500, "vm_process_died", "exit status: 3"),
+    ];
     for (word, status, code, detail) in cases {
         let refused = problem(host.create("a", word));
         assert_eq!((refused.status, refused.code.as_str()), (status, code));

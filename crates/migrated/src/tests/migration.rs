@@ -124,7 +124,7 @@ fn a_vm_process_that_dies_before_the_commit_ends_the_migration() {
     let ended = a.wait(&begun.id, ENDED);
     let error = ended.error.unwrap();
     assert_eq!((error.code.as_str(), error.phase), ("vm_process_died", Some(MigrationState::Precopy)));
-    assert!(error.message.contains("killed by signal 9"), "{}", error.message);
+    assert!(error.message.contains("SIGKILL"), "{}", error.message);
     b.wait_until_forgotten(&vm.id);
     a.assert_state("web", VmState::Failed);
     assert_eq!(b.wait(&begun.id, ENDED).state, Some(MigrationState::Failed));

@@ -38,7 +38,7 @@ fn a_vm_process_that_dies_is_told_with_its_reason_and_its_console_is_kept() {
         assert_eq!(chunk.bytes, b"hello from the guest\n");
         assert_eq!(host.call(reader.next()).unwrap().0.bytes, b"");
     };
-    assert_kept(&host, "killed by signal 9");
+    assert_kept(&host, "SIGKILL");
     assert_eq!(problem(host.post::<serde_json::Value>("/v1/vms/web/pause", &())).code, "wrong_vm_state");
     host.stop();
     host.start();

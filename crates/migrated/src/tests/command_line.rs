@@ -1,0 +1,44 @@
+//! The command line: what it takes.
+
+use clap::{CommandFactory, Parser};
+
+use crate::cli::Cli;
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn what_people_type_is_taken_or_refused() {
+    let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(drop).map_err(|e| e.to_string());
+    for line in [
+        "migrated serve --config host.toml --listen 127.0.0.1:1 --token-file t --migration-ports 1-2",
+        "migrated vm create --name a --workload hot=1M --memory 1G --vcpus 2 --backing thp --prefault",
+        "migrated vm create --name a --kernel k --initramfs i --cmdline c",
+        "migrated vm console a --follow",
+        "migrated migrate a --to b --max-downtime 50ms --bandwidth 1gbit --channels 2 --verify before --timeout 60s \
+         --on-timeout stop --transport tcp+tls --watch",
+        "migrated migration show 1 --watch --json",
+        "migrated --host http://x --token-file t --json vm list",
+        "migrated certs init --dir d a b",
+        "migrated completions bash",
+    ] {
+        assert_eq!(parse(line), Ok(()), "{line}");
+    }
+    for (line, says) in [
+        ("migrated vm create --name a", "--workload"),
+        ("migrated vm create --name a --workload x --kernel k", "cannot be used with"),
+        ("migrated vm create --name a --workload x --initramfs i", "cannot be used with"),
+        ("migrated vm create --name a --workload x --memory lots", "no size"),
+        ("migrated migrate a", "--to"),
+        ("migrated migrate a --to b --max-downtime 50", "no duration"),
+        ("migrated migrate a --to b --bandwidth fast", "no rate"),
+        ("migrated migrate a --to b --transport pigeon", "unknown transport"),
+        ("migrated serve --migration-ports 9-1", "no port range"),
+        ("migrated vm list --cert c", "--key"),
+    ] {
+        let refused = parse(line).unwrap_err();
+        assert!(refused.contains(says), "{line}: {refused}");
+    }
+}
