@@ -5,7 +5,7 @@ mod guest;
 use std::sync::mpsc;
 
 use guest::{
-    COUNT, PATIENCE, TRIPLE_FAULT, config, counter, pause, print, run, wait_for_progress, wait_until,
+    COUNT, ECHO, PATIENCE, TRIPLE_FAULT, config, counter, pause, print, run, wait_for_progress, wait_until,
 };
 use migrated_guest::{Guest, GuestError, PausedGuest};
 use migrated_testkit::require;
@@ -72,12 +72,7 @@ fn a_keyboard_controller_reset_is_a_shutdown() {
 #[test]
 fn the_guest_reads_what_is_typed() {
     require!(Kvm);
-    // `mov dx, 0x3fd; 1: in al, dx; test al, 1; jz 1b; mov dx, 0x3f8; in al, dx; inc al; out dx, al; jmp 0`
-    let code = [
-        0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xfe, 0xc0, 0xee,
-        0xeb, 0xed,
-    ];
-    let vm = run(config(1), &code);
+    let vm = run(config(1), ECHO);
     // More than the UART's FIFO holds.
     let typed: Vec<u8> = (0..200).collect();
     assert_eq!(vm.write_input(&typed), typed.len());
