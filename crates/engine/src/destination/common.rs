@@ -119,7 +119,9 @@ impl Common {
     /// the migration ends.
     pub(super) fn common_failure(&mut self, event: &DestinationEvent) -> Option<Failure> {
         match event {
-            DestinationEvent::LinkLost(reason) => Some(self.failure(FailureCode::LinkLost, reason)),
+            DestinationEvent::LinkLost(reason) | DestinationEvent::PagesLost(reason) => {
+                Some(self.failure(FailureCode::LinkLost, reason))
+            }
             DestinationEvent::PeerMisbehaved(what) => Some(self.failure(FailureCode::Protocol, what)),
             DestinationEvent::GuestFailed(reason) => Some(self.failure(FailureCode::GuestFailed, reason)),
             DestinationEvent::Cancel => Some(self.failure(FailureCode::Cancelled, "cancelled by request")),

@@ -53,8 +53,10 @@ pub enum DestinationEvent {
         /// Pages the source sent on the channel in it.
         pages: u64,
     },
-    /// A channel broke, for this reason.
+    /// The control channel broke, for this reason.
     LinkLost(String),
+    /// A page channel broke, for this reason. Once nothing more is to come on it, that is how it ends.
+    PagesLost(String),
     /// The source sent what it must not.
     PeerMisbehaved(String),
     /// Answer to [`DestinationAction::Restore`], with what it took.

@@ -49,6 +49,7 @@ impl Running {
                 return common.end(Ok(()));
             }
             DestinationEvent::LinkLost(_) | DestinationEvent::PeerMisbehaved(_) => return common.end(Ok(())),
+            DestinationEvent::PagesLost(_) if self.compares => return common.end(Ok(())),
             DestinationEvent::Tick if common.silence().is_some() => return common.end(Ok(())),
             _ => {}
         }

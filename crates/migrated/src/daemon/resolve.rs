@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_api::{MigrationState, ResolveAnswer, ResolveRequest};
-use migrated_control::{EpochState, Request, Resolution, Response, VmState, read_epoch};
+use migrated_control::{ClientError, EpochState, Request, Resolution, Response, VmState, read_epoch};
 
 use super::migration::Migration;
 use super::vm::Vm;
@@ -87,14 +87,15 @@ impl Daemon {
         let vm = self.vms.lock().get(&migration.vm()).cloned();
         if let Some(vm) = vm.filter(|vm| !vm.is_gone()) {
             let client = vm.client().map_err(|e| unresolved(e.to_string()))?;
-            let asked = client.request(Request::Resolve { migration: migration.id, epoch }).await;
-            return match asked {
-                Ok(Response::Resolution(answer)) => Ok(answer),
-                Ok(_) => Err(unresolved("the VM process gave another answer".into())),
-                Err(e) => Err(unresolved(e.to_string())),
-            };
+            match client.request(Request::Resolve { migration: migration.id, epoch }).await {
+                Ok(Response::Resolution(answer)) => return Ok(answer),
+                // It is in a migration since: then this one is on record.
+                Err(ClientError::Refused(refusal)) if refusal.code == "migration_not_found" => {}
+                Ok(_) => return Err(unresolved("the VM process gave another answer".into())),
+                Err(e) => return Err(unresolved(e.to_string())),
+            }
         }
-        // No process: it never will run the guest, so only the record counts.
+        // No process, or one that has moved on: it never will run the guest on this commit, so only the record counts.
         let recorded = read_epoch(&self.store.epoch_file(id));
         match recorded.map_err(|e| unresolved(format!("its epoch record can't be read: {e}")))? {
             Some((recorded, _)) if recorded != epoch => {

@@ -16,7 +16,6 @@ use std::path::PathBuf;
 use std::process::exit;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
 
 use migrated_api::{MigrationRecord, MigrationState, RecordError, RecordRole};
 use migrated_control::{
@@ -25,7 +24,10 @@ use migrated_control::{
     SectionRef, Status, VmDir, VmService, VmStart, VmState, listener_from_stdin, serve,
 };
 use migrated_cpuid::{CpuidSet, GuestCpu};
+use migrated_testkit::wait_until;
 use parking_lot::Mutex;
+
+use super::host::PATIENCE;
 
 /// What `VmCommand` puts before `--dir`.
 pub const ARGS: [&str; 4] = ["--exact", "tests::fake_vm::fake_vm_process", "--nocapture", "--"];
@@ -125,11 +127,10 @@ impl FakeVm {
         self.report(MigrationState::Precopy, None);
         let mut stream = TcpStream::connect(plan.endpoints[0]).unwrap();
         writeln!(stream, "{}", plan.token.to_hex()).unwrap();
-        while self.does("endless")
-            && !self.inner.lock().cancelled
-            && self.console.lock().range().end == GREETING.len() as u64
-        {
-            std::thread::sleep(Duration::from_millis(5));
+        if self.does("endless") {
+            wait_until("the end of pre-copy", PATIENCE, || {
+                self.inner.lock().cancelled || self.console.lock().range().end > GREETING.len() as u64
+            });
         }
         if self.inner.lock().cancelled {
             drop(stream);

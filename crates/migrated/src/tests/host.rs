@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use migrated_api::{MigrationRecord, MigrationState, Problem, Vm, VmState};
 use migrated_cpuid::{CpuidSet, HostCpu};
+use migrated_testkit::wait_until;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -133,7 +134,7 @@ impl Host {
     /// Waits until the migration is in one of those states.
     pub fn wait(&self, id: &str, states: &[MigrationState]) -> MigrationRecord {
         let daemon = self.daemon.as_ref().unwrap();
-        self.wait_for(|| daemon.migration(id).is_ok());
+        wait_until("the migration is known", PATIENCE, || daemon.migration(id).is_ok());
         let migration = daemon.migration(id).unwrap();
         let mut records = migration.watch();
         let wanted = |record: &MigrationRecord| record.state.is_some_and(|state| states.contains(&state));
@@ -152,17 +153,12 @@ impl Host {
     /// Waits until the VM is no more on this host.
     pub fn wait_until_forgotten(&self, id: &str) {
         let dir = self.config.state_dir.join("vms").join(id);
-        self.wait_for(|| !dir.exists());
-        self.wait_for(|| matches!(self.vm(id), Err(ApiClientError::Problem(p)) if p.code == "vm_not_found"));
-    }
-
-    /// Looks again and again, for what nobody announces.
-    pub fn wait_for(&self, is: impl Fn() -> bool) {
-        let begun = std::time::Instant::now();
-        while !is() {
-            assert!(begun.elapsed() < PATIENCE, "it does not come to be");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("the VM's directory is gone", PATIENCE, || !dir.exists());
+        wait_until(
+            "the VM is forgotten",
+            PATIENCE,
+            || matches!(self.vm(id), Err(ApiClientError::Problem(p)) if p.code == "vm_not_found"),
+        );
     }
 
     pub fn assert_state(&self, vm: &str, state: VmState) {

@@ -32,7 +32,7 @@ fn a_vm_goes_there_and_back_and_keeps_its_id() {
         assert_eq!((&there.id, there.state, there.migration), (&vm.id, VmState::Running, None));
         assert_eq!(problem(from.vm("web")).code, "vm_not_found");
     }
-    a.wait_for(|| a.get::<VmList>("/v1/vms").unwrap().vms.len() == 1);
+    assert_eq!(a.get::<VmList>("/v1/vms").unwrap().vms.len(), 1);
     b.wait_until_forgotten(&vm.id);
     assert_eq!(a.get::<MigrationList>("/v1/migrations").unwrap().migrations.len(), 2);
     let metrics = a.call(a.daemon.as_ref().unwrap().render_metrics());

@@ -2,7 +2,9 @@
 
 use migrated_api::{MigrationRecord, MigrationState, VmState};
 
-use super::host::{Host, problem};
+use migrated_testkit::wait_until;
+
+use super::host::{Host, PATIENCE, problem};
 
 const ENDED: &[MigrationState] =
     &[MigrationState::Completed, MigrationState::Failed, MigrationState::Cancelled];
@@ -108,11 +110,12 @@ fn a_guest_that_left_while_its_daemon_did_not_run_has_left() {
     a.stop();
     a.call(async {
         use migrated_control::{ControlClient, Request};
-        let (client, _events) = ControlClient::connect(&socket, super::host::PATIENCE).await.unwrap();
+        let (client, _events) = ControlClient::connect(&socket, PATIENCE).await.unwrap();
         client.perform(Request::ConsoleInput { bytes: b"go".to_vec() }).await.unwrap();
     });
     b.wait(&begun.id, ENDED);
-    a.wait_for(|| a.config.state_dir.join("vms").join(&vm.id).join("exit.json").exists());
+    let left_word = a.config.state_dir.join("vms").join(&vm.id).join("exit.json");
+    wait_until("the VM process has left", PATIENCE, || left_word.exists());
     a.start();
     assert_eq!(a.wait(&begun.id, ENDED).state, Some(MigrationState::Completed));
     a.wait_until_forgotten(&vm.id);

@@ -137,22 +137,18 @@ fn run(process: &Arc<Process>, prepared: Prepared) {
     let Prepared { guest, session, remote, listener } = prepared;
     let of = remote.clone();
     let mut publisher = Publisher::start(process, move || of.record());
-    // Held until the session is over: a claimed guest can't be migrated on before this move has ended.
-    let mut arrived: Option<RunningVm> = None;
     let end = session.run(
         guest,
         listener,
-        |running| arrived = Some(running),
+        // It may be migrated on at once, while this session still answers for the move that is behind it.
+        |running: RunningVm| drop(running),
         || publisher.look(|| remote.record(), remote.state()),
     );
     drop(publisher);
     let record = Box::new(remote.record());
     process.events.send(Event::MigrationRecord(record.clone()));
     match end {
-        DestinationEnd::Runs => {
-            drop(arrived);
-            process.announce();
-        }
+        DestinationEnd::Runs => process.announce(),
         DestinationEnd::NeverRan(failure) => process.end(ExitReport {
             state: VmState::Failed,
             code: failure.code.as_str().to_owned(),

@@ -35,7 +35,7 @@ pub(super) fn start(
     };
     thread::spawn(move || {
         let event = match thread.run(&inbox) {
-            ChannelFault::Lost(reason) => DestinationEvent::LinkLost(reason),
+            ChannelFault::Lost(reason) => DestinationEvent::PagesLost(reason),
             ChannelFault::Misbehaved(what) => DestinationEvent::PeerMisbehaved(what),
         };
         // The session may have ended, which is why the channel did.

@@ -109,6 +109,10 @@ impl Pair {
             }
             // The other end sees the channels close, after all that was sent before.
             SourceAction::HangUp => {
+                for channel in 0..self.scenario.channels {
+                    let closed = DestinationEvent::PagesLost("closed by the source".into());
+                    self.link.send(Channel::Page(channel), Duration::ZERO, Happening::Destination(closed));
+                }
                 let closed = DestinationEvent::LinkLost("closed by the source".into());
                 self.link.send(Channel::ToDestination, Duration::ZERO, Happening::Destination(closed));
             }
