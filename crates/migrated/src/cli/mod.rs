@@ -4,8 +4,8 @@ mod certs;
 mod connect;
 mod migrate;
 mod migration;
-mod output;
-mod progress;
+pub mod output;
+pub mod progress;
 mod vm;
 
 use std::io::IsTerminal;
@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::demo;
 use crate::http;
 use crate::metrics::{DECLARED, Declared};
 use crate::serve::{self, ServeArgs};
@@ -45,6 +46,8 @@ enum Command {
     /// Look at migrations and cancel them.
     #[command(subcommand)]
     Migration(migration::MigrationCommand),
+    /// See a guest move between two daemons on this machine and back.
+    Demo(demo::DemoArgs),
     /// Certificates for trying out `tcp+tls`.
     #[command(subcommand)]
     Certs(certs::CertsCommand),
@@ -103,6 +106,7 @@ async fn run(connect: connect::ConnectArgs, json: bool, command: Command) -> Res
         Command::Vm(command) => vm::run(&connect.client()?, output, command).await?,
         Command::Migrate(args) => return migrate::run(&connect.client()?, output, args).await,
         Command::Migration(command) => migration::run(&connect.client()?, output, command).await?,
+        Command::Demo(args) => return demo::run(output, args).await,
         Command::Certs(command) => certs::run(output, command)?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "migrated", &mut std::io::stdout());

@@ -37,7 +37,7 @@ pub use error::DaemonError;
 pub use host::probe_kvm_at;
 pub use host::{KvmFacts, probe_kvm, read_host_cpu};
 pub use migration::Migration;
-pub use process::VmCommand;
+pub use process::{ProcessId, VmCommand};
 pub use vm::Vm;
 
 use crate::config::HostConfig;
