@@ -90,7 +90,7 @@ fn kernels_that_cant_boot_are_refused_with_what_is_wrong_and_leave_nothing() {
         (host.root.path().to_owned(), "file_unreadable"),
         (host.file("empty", b""), "kernel_not_elf"),
         (host.file("text", b"#!/bin/sh\necho no kernel\n"), "kernel_not_elf"),
-        (host.file("note", &elf_without_note()), "kernel_no_pvh_note"),
+        (host.file("note", &elf_without_note()), "kernel_without_pvh"),
     ];
     for (kernel, code) in cases {
         let (got, detail) = create(&kernel, "64M");

@@ -93,11 +93,22 @@ impl DemoReport {
                 down.verify,
                 down.resume,
                 down.total,
+                down.total - down.verify,
             ];
             std::iter::once((n + 1).to_string()).chain(parts.map(show_us)).collect()
         });
-        let header =
-            ["downtime", "pause", "final pages", "export", "send", "import", "verify", "resume", "total"];
+        let header = [
+            "downtime",
+            "pause",
+            "final pages",
+            "export",
+            "send",
+            "import",
+            "verify",
+            "resume",
+            "total",
+            "less verify",
+        ];
         table(&header, rows)
     }
 

@@ -21,6 +21,8 @@ const MAKING: Duration = Duration::from_secs(60);
 const SLOWEST: u64 = 50 << 20;
 /// How long a guest may seem to stand still before it is held for dead.
 const STILL: Duration = Duration::from_secs(10);
+/// How long a VM process may take to end when its VM is gone.
+const LEAVING: Duration = Duration::from_secs(10);
 
 /// What is to be done.
 #[derive(Debug)]
@@ -54,9 +56,11 @@ impl Tour {
         }
         let hosts = &*hosts;
         self.make_guest(&hosts[0]).await?;
-        let mut toured = Toured::default();
+        let (mut toured, mut processes) = (Toured::default(), Vec::new());
         for n in 0..self.migrations as usize {
-            let record = self.migrate(&hosts[n % 2], &hosts[(n + 1) % 2]).await?;
+            let (from, to) = (&hosts[n % 2], &hosts[(n + 1) % 2]);
+            processes.extend(process_of(&show(from).await?));
+            let record = self.migrate(from, to).await?;
             let completed = record.state == Some(MigrationState::Completed);
             toured.migrations.push(record);
             if !completed {
@@ -64,7 +68,7 @@ impl Tour {
             }
         }
         look_at_the_end(hosts, &mut toured).await?;
-        remove_guest(hosts, &mut toured).await?;
+        remove_guest(hosts, processes, &mut toured).await?;
         Ok(toured)
     }
 
@@ -97,7 +101,16 @@ impl Tour {
         let ended = progress::watch(&from.api, &begun.id, self.show).await?;
         if ended.state == Some(MigrationState::Completed) {
             // Its own end comes a moment later; only then may the guest move on.
-            progress::watch(&to.api, &begun.id, false).await?;
+            let arrived = progress::watch(&to.api, &begun.id, false).await?;
+            ensure!(
+                arrived.state == ended.state,
+                "migration {} is {} at {} but {:?} at {}",
+                begun.id,
+                MigrationState::Completed,
+                from.name,
+                arrived.state,
+                to.name
+            );
         }
         Ok(ended)
     }
@@ -151,18 +164,29 @@ async fn await_heartbeat(host: &Host) -> Result<WorkloadCounters> {
     }
 }
 
-/// Ends the guest wherever it is known, and sees that its processes go.
-async fn remove_guest(hosts: &[Host; 2], toured: &mut Toured) -> Result<()> {
+/// Ends the guest wherever it is known, and sees that all processes that it ever had are gone.
+async fn remove_guest(
+    hosts: &[Host; 2],
+    mut processes: Vec<ProcessId>,
+    toured: &mut Toured,
+) -> Result<()> {
     for (host, vm) in list(hosts).await? {
-        let process = vm.pid.and_then(ProcessId::of);
+        processes.extend(process_of(&vm));
         host.api.delete(&format!("/v1/vms/{}", vm.id)).await?;
-        if let Some(process) = process.filter(ProcessId::is_alive) {
+    }
+    let deadline = Instant::now() + LEAVING;
+    for process in processes {
+        while process.is_alive() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK).await;
+        }
+        if process.is_alive() {
             process.kill();
-            toured.problems.push(format!(
-                "VM process {} was still there after {} had deleted its VM: it was killed",
-                process.pid, host.name
-            ));
+            toured.problems.push(format!("VM process {} outlived its VM: it was killed", process.pid));
         }
     }
     Ok(())
+}
+
+fn process_of(vm: &Vm) -> Option<ProcessId> {
+    vm.pid.and_then(ProcessId::of)
 }

@@ -1,0 +1,11 @@
+//! Two daemons on two hosts (network namespaces joined by a veth pair), driven from outside as
+//! people do: over the API's Unix socket and by the command line. What is checked is what they see.
+
+mod client;
+mod guest;
+mod host;
+mod lab;
+mod netns;
+mod record;
+
+mod moves;

@@ -1,0 +1,67 @@
+//! Back and forth, over every transport.
+
+use migrated_api::{MigrationRecord, TransportKind, Verify};
+use migrated_testkit::require;
+use serde_json::json;
+
+use crate::guest::{Workload, assert_healthy, assert_runs_only};
+use crate::host::Host;
+use crate::lab::Lab;
+use crate::record::assert_complete;
+
+const ROUNDS: usize = 10;
+
+#[test]
+fn twenty_moves_over_tcp_lose_nothing() {
+    require!(Kvm, Netns);
+    back_and_forth(TransportKind::Tcp);
+}
+
+#[test]
+fn twenty_moves_over_tls_lose_nothing() {
+    require!(Kvm, Netns);
+    back_and_forth(TransportKind::TcpTls);
+}
+
+/// Two guests, of one and of two vCPUs, to the other host and back again, ten times.
+fn back_and_forth(transport: TransportKind) {
+    let lab = Lab::new();
+    let guests = [("one", 1), ("two", 2)];
+    for (name, vcpus) in guests {
+        let parameters = "hot=16M rate=20000 content=random pattern=random fill=24M readonly=20";
+        Workload { name, vcpus, memory_mib: 64, parameters }.create(&lab.a);
+    }
+    for round in 0..ROUNDS {
+        let verify = [Verify::Before, Verify::Before, Verify::After, Verify::Off][round % 4];
+        for there in [true, false] {
+            let (from, to) = lab.pair(there);
+            for (name, _) in guests {
+                let record = move_over(from, to, name, transport, verify);
+                assert_complete(&record, verify);
+                assert_runs_only(name, to, from);
+            }
+        }
+    }
+    lab.await_tidy();
+    for (name, _) in guests {
+        let counters = assert_healthy(&lab.a, name);
+        assert!(counters.passes > 0 && counters.writes > 0, "{counters:?}");
+        lab.a.cli(&["vm", "delete", name]);
+    }
+    lab.await_tidy();
+}
+
+fn move_over(
+    from: &Host,
+    to: &Host,
+    vm: &str,
+    transport: TransportKind,
+    verify: Verify,
+) -> MigrationRecord {
+    let begun = from
+        .migrate(vm, &json!({ "to": to.name, "transport": transport, "verify": verify, "max_downtime_ms": 1000 }));
+    let record = from.await_end(&begun.id);
+    let theirs = to.await_end(&begun.id);
+    assert_eq!((theirs.state, &theirs.error), (record.state, &None), "{theirs:#?}");
+    record
+}

@@ -1,0 +1,71 @@
+use std::process::Command;
+use std::time::Duration;
+
+use migrated_testkit::wait_until;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A network namespace, and so everything that runs in it: whatever is left when it is dropped was
+/// started by this test and is killed.
+pub struct Netns(String);
+
+impl Netns {
+    pub fn new(name: String) -> Self {
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        Self(name)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// Joins two namespaces by a link of that name at both ends.
+    pub fn join(&self, address: &str, other: &Self, other_address: &str) {
+        ip(&["link", "add", LINK, "netns", &self.0, "type", "veth", "peer", "name", LINK, "netns", &other.0]);
+        for (end, address) in [(self, address), (other, other_address)] {
+            ip(&["-n", &end.0, "addr", "add", &format!("{address}/24"), "dev", LINK]);
+            ip(&["-n", &end.0, "link", "set", LINK, "up"]);
+        }
+    }
+
+    /// Takes this end of the link down, or up again.
+    pub fn set_link(&self, up: bool) {
+        ip(&["-n", &self.0, "link", "set", LINK, if up { "up" } else { "down" }]);
+    }
+
+    /// A command that will run in here, as the process that it starts.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]);
+        command
+    }
+
+    /// All processes in here that are not dead.
+    pub fn pids(&self) -> Vec<u32> {
+        let output = Command::new("ip").args(["netns", "pids", &self.0]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().lines().map(|pid| pid.trim().parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        for pid in self.pids() {
+            signal(pid, Signal::KILL);
+        }
+        wait_until("the namespace is empty", Duration::from_secs(30), || self.pids().is_empty());
+        ip(&["netns", "del", &self.0]);
+    }
+}
+
+const LINK: &str = "link";
+
+fn ip(args: &[&str]) {
+    let output = Command::new("ip").args(args).output().unwrap();
+    assert!(output.status.success(), "ip {args:?}: {output:?}");
+}
+
+/// Sends a signal to a process, which may have ended just now.
+pub fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    let _ = kill_process(pid, signal);
+}
