@@ -102,13 +102,12 @@ impl Tour {
         if ended.state == Some(MigrationState::Completed) {
             // Its own end comes a moment later; only then may the guest move on.
             let arrived = progress::watch(&to.api, &begun.id, false).await?;
+            let there = arrived.state.map_or("nothing", MigrationState::name);
             ensure!(
                 arrived.state == ended.state,
-                "migration {} is {} at {} but {:?} at {}",
-                begun.id,
-                MigrationState::Completed,
+                "migration {} completed by {}'s account, by {}'s it is {there}",
+                ended.id,
                 from.name,
-                arrived.state,
                 to.name
             );
         }
@@ -165,11 +164,7 @@ async fn await_heartbeat(host: &Host) -> Result<WorkloadCounters> {
 }
 
 /// Ends the guest wherever it is known, and sees that all processes that it ever had are gone.
-async fn remove_guest(
-    hosts: &[Host; 2],
-    mut processes: Vec<ProcessId>,
-    toured: &mut Toured,
-) -> Result<()> {
+async fn remove_guest(hosts: &[Host; 2], mut processes: Vec<ProcessId>, toured: &mut Toured) -> Result<()> {
     for (host, vm) in list(hosts).await? {
         processes.extend(process_of(&vm));
         host.api.delete(&format!("/v1/vms/{}", vm.id)).await?;
