@@ -24,7 +24,8 @@ impl Lab {
         Self::with("", "")
     }
 
-    /// A lab whose hosts have these further lines at the end of their configurations.
+    /// A lab whose hosts have these further lines at the end of their configurations, in which `{root}` is
+    /// the directory with the secrets.
     pub fn with(more_of_a: &str, more_of_b: &str) -> Self {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let number = LABS.fetch_add(1, Ordering::Relaxed);
@@ -36,7 +37,9 @@ impl Lab {
         let start = |name, netns, address: &str, peer, peer_address, more| {
             let dir = root.path().join(name);
             std::fs::create_dir(&dir).unwrap();
-            let config = config(root.path(), name, address, peer, peer_address) + more;
+            let more: &str = more;
+            let more = more.replace("{root}", root.path().to_str().unwrap());
+            let config = config(root.path(), name, address, peer, peer_address) + &more;
             std::fs::write(dir.join("host.toml"), config).unwrap();
             Host::start(name, netns, dir, format!("{address}:{API_PORT}").parse().unwrap())
         };

@@ -8,4 +8,6 @@ mod lab;
 mod netns;
 mod record;
 
+mod control;
 mod moves;
+mod refused;

@@ -51,15 +51,11 @@ fn back_and_forth(transport: TransportKind) {
     lab.await_tidy();
 }
 
-fn move_over(
-    from: &Host,
-    to: &Host,
-    vm: &str,
-    transport: TransportKind,
-    verify: Verify,
-) -> MigrationRecord {
-    let begun = from
-        .migrate(vm, &json!({ "to": to.name, "transport": transport, "verify": verify, "max_downtime_ms": 1000 }));
+fn move_over(from: &Host, to: &Host, vm: &str, transport: TransportKind, verify: Verify) -> MigrationRecord {
+    let begun = from.migrate(
+        vm,
+        &json!({ "to": to.name, "transport": transport, "verify": verify, "max_downtime_ms": 1000 }),
+    );
     let record = from.await_end(&begun.id);
     let theirs = to.await_end(&begun.id);
     assert_eq!((theirs.state, &theirs.error), (record.state, &None), "{theirs:#?}");

@@ -1,8 +1,12 @@
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use migrated_testkit::wait_until;
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace, and so everything that runs in it: whatever is left when it is dropped was
 /// started by this test and is killed.
@@ -40,6 +44,18 @@ impl Netns {
         command
     }
 
+    /// Does something on a thread in here, such as opening a socket, which stays here.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(format!("/run/netns/{}", self.0)).unwrap();
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                work()
+            });
+            worker.join().unwrap()
+        })
+    }
+
     /// All processes in here that are not dead.
     pub fn pids(&self) -> Vec<u32> {
         let output = Command::new("ip").args(["netns", "pids", &self.0]).output().unwrap();
@@ -57,7 +73,7 @@ impl Drop for Netns {
     }
 }
 
-const LINK: &str = "link";
+const LINK: &str = "wire";
 
 fn ip(args: &[&str]) {
     let output = Command::new("ip").args(args).output().unwrap();

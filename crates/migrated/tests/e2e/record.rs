@@ -5,8 +5,7 @@ use migrated_api::{MigrationRecord, MigrationState, Verify};
 pub fn assert_complete(record: &MigrationRecord, verify: Verify) {
     assert_eq!((record.state, &record.error), (Some(MigrationState::Completed), &None), "{record:#?}");
     let down = &record.downtime_us;
-    let parts =
-        [down.pause, down.final_pages, down.export, down.send, down.import, down.verify, down.resume];
+    let parts = [down.pause, down.final_pages, down.export, down.send, down.import, down.verify, down.resume];
     assert!(parts.iter().all(|part| *part >= 0.0), "{down:?}");
     assert!(down.total > 0.0 && (parts.iter().sum::<f64>() - down.total).abs() < 1.0, "{down:?}");
     assert!(record.setup_ms > 0.0 && record.total_ms > record.setup_ms, "{record:#?}");
