@@ -36,6 +36,16 @@ pub enum ApiClientError {
         /// The system's or TLS's answer.
         reason: String,
     },
+    /// TLS does not come about.
+    #[error(
+        "TLS with {target} failed: {reason}; check its certificate, `ca` and `server_name`, and our certificate"
+    )]
+    Tls {
+        /// Where.
+        target: String,
+        /// What rustls said.
+        reason: String,
+    },
     /// Nothing came in time.
     #[error("no answer from {target} within {after:?}")]
     TimedOut {
@@ -62,6 +72,7 @@ impl ApiClientError {
     pub fn code(&self) -> &str {
         match self {
             Self::Unreachable { .. } => "peer_unreachable",
+            Self::Tls { .. } => "peer_tls_failed",
             Self::TimedOut { .. } => "peer_timed_out",
             Self::NotOurs { .. } => "peer_not_migrated",
             Self::Problem(problem) => &problem.code,
@@ -243,32 +254,32 @@ impl ApiClient {
     }
 
     async fn connect(&self) -> Result<Box<dyn Stream>, ApiClientError> {
-        let unreachable = |reason: String| ApiClientError::Unreachable { target: self.name.clone(), reason };
-        let connecting = async {
-            match &self.target {
-                Target::Unix(path) => {
-                    let stream = UnixStream::connect(path).await.map_err(|e| e.to_string())?;
-                    Ok(Box::new(stream) as Box<dyn Stream>)
-                }
-                Target::Tcp { authority, tls } => {
-                    let stream = TcpStream::connect(authority.as_str()).await.map_err(|e| e.to_string())?;
-                    stream.set_nodelay(true).map_err(|e| e.to_string())?;
-                    match tls {
-                        None => Ok(Box::new(stream) as Box<dyn Stream>),
-                        Some((config, name)) => {
-                            let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
-                            let stream =
-                                connector.connect(name.clone(), stream).await.map_err(|e| e.to_string())?;
-                            Ok(Box::new(stream) as Box<dyn Stream>)
-                        }
-                    }
-                }
+        let late = |_| self.unreachable(format!("no connection within {:?}", Self::CONNECT_PATIENCE));
+        tokio::time::timeout(Self::CONNECT_PATIENCE, self.connect_slowly()).await.map_err(late)?
+    }
+
+    async fn connect_slowly(&self) -> Result<Box<dyn Stream>, ApiClientError> {
+        match &self.target {
+            Target::Unix(path) => {
+                Ok(Box::new(UnixStream::connect(path).await.map_err(|e| self.unreachable(e))?))
             }
-        };
-        match tokio::time::timeout(Self::CONNECT_PATIENCE, connecting).await {
-            Ok(connected) => connected.map_err(unreachable),
-            Err(_) => Err(unreachable(format!("no connection within {:?}", Self::CONNECT_PATIENCE))),
+            Target::Tcp { authority, tls } => {
+                let stream = TcpStream::connect(authority.as_str()).await.map_err(|e| self.unreachable(e))?;
+                stream.set_nodelay(true).map_err(|e| self.unreachable(e))?;
+                let Some((config, name)) = tls else { return Ok(Box::new(stream)) };
+                let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
+                let secured = connector.connect(name.clone(), stream).await;
+                let failed = |e: std::io::Error| ApiClientError::Tls {
+                    target: self.name.clone(),
+                    reason: e.to_string(),
+                };
+                Ok(Box::new(secured.map_err(failed)?))
+            }
         }
+    }
+
+    fn unreachable(&self, reason: impl std::fmt::Display) -> ApiClientError {
+        ApiClientError::Unreachable { target: self.name.clone(), reason: reason.to_string() }
     }
 
     fn not_ours(&self, reason: impl std::fmt::Display) -> ApiClientError {

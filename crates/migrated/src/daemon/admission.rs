@@ -67,9 +67,9 @@ impl Daemon {
             Ok(kvm) => reasons.extend(spec::faults(&request.spec, kvm.max_vcpus)),
             Err(e) => reasons.push(e.to_reason()),
         }
-        match (self.ground.cpu)() {
+        match self.host_cpu() {
             Ok(host) => {
-                let mismatches = migrated_cpuid::admit(&request.description.cpu, &host).err();
+                let mismatches = migrated_cpuid::admit(&request.description.cpu, host).err();
                 let reason = |m: migrated_cpuid::Mismatch| Reason {
                     code: "cpu_incompatible".into(),
                     detail: m.to_string(),

@@ -23,7 +23,7 @@ mod supervise;
 mod vm;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 use migrated_api::{MigrationState, RecordError, Vm as ApiVm};
@@ -67,6 +67,7 @@ pub struct Daemon {
     /// What it counts.
     pub metrics: Metrics,
     ground: Ground,
+    host_cpu: OnceLock<HostCpu>,
     store: Store,
     vms: Mutex<BTreeMap<String, Arc<Vm>>>,
     migrations: Mutex<BTreeMap<String, Arc<Migration>>>,
@@ -81,16 +82,32 @@ impl Daemon {
             metrics: Metrics::new()?,
             config,
             ground,
+            host_cpu: OnceLock::new(),
             vms: Mutex::default(),
             migrations: Mutex::default(),
         });
         daemon.adopt_all().await?;
+        tokio::task::spawn_blocking({
+            let daemon = Arc::clone(&daemon);
+            move || daemon.host_cpu().map(drop)
+        });
         Ok(daemon)
     }
 
     /// What KVM can do now.
     pub fn kvm(&self) -> Result<KvmFacts, DaemonError> {
         (self.ground.kvm)()
+    }
+
+    /// What the host's CPU can give a guest: read once, because it takes a VM's making and unmaking.
+    fn host_cpu(&self) -> Result<&HostCpu, DaemonError> {
+        match self.host_cpu.get() {
+            Some(cpu) => Ok(cpu),
+            None => {
+                let cpu = (self.ground.cpu)()?;
+                Ok(self.host_cpu.get_or_init(|| cpu))
+            }
+        }
     }
 
     /// All VMs that the API shows, by name.
@@ -216,7 +233,10 @@ impl Daemon {
 
     fn drop_oldest_migrations(&self) {
         let mut ended = self.migrations();
-        ended.retain(|migration| migration.state().is_final());
+        // How a guest that is here came here is needed when its process dies.
+        ended.retain(|migration| {
+            migration.state().is_final() && !self.vms.lock().contains_key(&migration.vm())
+        });
         for migration in ended.into_iter().skip(KEPT_MIGRATIONS) {
             let id = migration.id.to_string();
             self.migrations.lock().remove(&id);
