@@ -20,6 +20,9 @@ use super::migration::{Active, Publisher};
 use super::process::Process;
 use super::{boot, cpu, describe, errors, workload};
 
+/// How long this process answers for its commit when the link broke behind it; then the daemon does.
+const LINGER: Duration = Duration::from_secs(60);
+
 /// A VM that waits for its guest.
 struct Prepared {
     guest: IncomingVm,
@@ -111,6 +114,7 @@ fn prepare(process: &Arc<Process>, plan: &IncomingPlan) -> Result<Prepared, Cont
                 ..MigrationRecord::default()
             },
             clock: Clock::started_before(Duration::ZERO),
+            linger: LINGER,
             epochs: Box::new(Epochs(epochs)),
             observer: Box::new(move |since| workload::gap_since(&observed, since?)),
         },

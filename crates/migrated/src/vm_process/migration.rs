@@ -94,7 +94,7 @@ impl Active {
     }
 }
 
-/// Publishes a migration's record: at every change of its state, and about five times a second.
+/// Publishes a migration's record: at every change of its state, and about five times a second until its end.
 pub struct Publisher {
     process: Arc<Process>,
     last: Option<MigrationState>,
@@ -109,10 +109,11 @@ impl Publisher {
         std::thread::spawn(move || {
             loop {
                 std::thread::sleep(PROGRESS);
-                if stop.load(Ordering::Acquire) {
+                let record = record();
+                if stop.load(Ordering::Acquire) || record.state.is_some_and(MigrationState::is_final) {
                     break;
                 }
-                events.send(Event::MigrationRecord(Box::new(record())));
+                events.send(Event::MigrationRecord(Box::new(record)));
             }
         });
         Self { process: Arc::clone(process), last: None, over }
@@ -124,8 +125,9 @@ impl Publisher {
             return;
         }
         self.last = Some(state);
-        self.process.events.send(Event::MigrationRecord(Box::new(record())));
+        // What the VM does comes first: who sees the migration's state may ask for the VM's next.
         self.process.announce();
+        self.process.events.send(Event::MigrationRecord(Box::new(record())));
     }
 }
 

@@ -94,26 +94,36 @@ fn run(
 ) {
     let of = remote.clone();
     let mut publisher = Publisher::start(process, move || of.record());
-    let end = session.run(guest, transport, || publisher.look(|| remote.record(), remote.state()));
+    let end = session.run(guest, transport, || {
+        let state = remote.state();
+        if !state.is_final() {
+            publisher.look(|| remote.record(), state);
+        }
+    });
     drop(publisher);
     let record = Box::new(remote.record());
-    process.events.send(Event::MigrationRecord(record.clone()));
+    let tell_end = |record| process.events.send(Event::MigrationRecord(record));
     match end {
-        SourceEnd::Moved => process.end(ExitReport {
-            state: VmState::MigratedAway,
-            code: "migrated_away".into(),
-            message: format!("the guest runs at {}", record.peer),
-            record: Some(record),
-        }),
-        // Dropping the guest's claim lets the next migration have it.
+        SourceEnd::Moved => {
+            tell_end(record.clone());
+            process.end(ExitReport {
+                state: VmState::MigratedAway,
+                code: "migrated_away".into(),
+                message: format!("the guest runs at {}", record.peer),
+                record: Some(record),
+            });
+        }
         SourceEnd::Kept(guest, failure) => {
+            // Before the end is told: the next migration, which may come at once, can then have the guest.
             drop(guest);
             tracing::warn!(code = failure.code.as_str(), "{}", failure.message);
             process.announce();
+            tell_end(record);
         }
         SourceEnd::Stuck(failure) => {
             tracing::error!(code = failure.code.as_str(), "{}", failure.message);
             process.announce();
+            tell_end(record);
         }
     }
 }

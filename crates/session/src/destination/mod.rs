@@ -22,9 +22,8 @@ use crate::Clock;
 use crate::traffic::{Odometer, Traffic};
 use hashes::PageHashes;
 
-/// How long a destination whose link broke after the commit goes on answering for it. Its daemon can
-/// answer after that, from the record.
-const LINGER: Duration = Duration::from_secs(60);
+/// The session's thread looks up this often from an engine that has no timer.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// What a destination's session needs besides guest and listener.
 pub struct DestinationRequest {
@@ -40,6 +39,9 @@ pub struct DestinationRequest {
     pub record: MigrationRecord,
     /// Time since the request.
     pub clock: Clock,
+    /// How long to go on answering for a commit after the link broke behind it. The daemon can answer
+    /// after that, from the record.
+    pub linger: Duration,
     /// Where commits are recorded.
     pub epochs: Box<dyn EpochLog>,
     /// Watches the guest once it runs.
@@ -146,6 +148,7 @@ pub struct DestinationSession {
     migration: MigrationId,
     token: Token,
     max_channels: u16,
+    linger: Duration,
     epochs: Box<dyn EpochLog>,
     observer: Option<GuestObserver>,
 }
@@ -154,8 +157,17 @@ pub struct DestinationSession {
 /// [`DestinationSession::run`] does the work.
 #[must_use]
 pub fn receive(request: DestinationRequest, ram: &GuestRam) -> (DestinationSession, DestinationRemote) {
-    let DestinationRequest { migration, token, max_channels, config, record, clock, epochs, observer } =
-        request;
+    let DestinationRequest {
+        migration,
+        token,
+        max_channels,
+        config,
+        record,
+        clock,
+        linger,
+        epochs,
+        observer,
+    } = request;
     let shared = Arc::new(Shared {
         engine: Mutex::new(Destination::new(config, record, clock.now())),
         clock,
@@ -174,6 +186,7 @@ pub fn receive(request: DestinationRequest, ram: &GuestRam) -> (DestinationSessi
             migration,
             token,
             max_channels,
+            linger,
             epochs,
             observer,
         },
@@ -243,10 +256,10 @@ impl DestinationSession {
             (engine.deadline(), engine.outcome().map(|result| (result.is_ok(), engine.was_said_goodbye())))
         };
         match (outcome, deadline) {
-            (Some((true, false)), _) => self.inbox.recv_timeout(LINGER).ok(),
+            (Some((true, false)), _) => self.inbox.recv_timeout(self.linger).ok(),
             (Some(_), _) => None,
             (None, deadline) => {
-                let wait = deadline.map_or(LINGER, |at| at.saturating_sub(shared.clock.now()));
+                let wait = deadline.map_or(IDLE, |at| at.saturating_sub(shared.clock.now()));
                 match self.inbox.recv_timeout(wait) {
                     Ok(happening) => Some(happening),
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {

@@ -1,0 +1,244 @@
+//! Both ends of one migration on threads of this process.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use migrated_engine::destination::DestinationConfig;
+use migrated_engine::source::SourceConfig;
+use migrated_engine::{Limits, MigrationRecord};
+use migrated_guest::{Guest, IncomingGuest};
+use migrated_session::{
+    Clock, DestinationEnd, DestinationRemote, DestinationRequest, EpochLog, SourceEnd, SourceRemote,
+    SourceRequest, receive, send,
+};
+use migrated_transport::memory::{Cut, MemoryTransport};
+use migrated_transport::{
+    Capabilities, DataSender, Endpoint, Listener, OpenedControl, Transport, TransportError,
+};
+use migrated_wire::{
+    ChannelRole, CommitOutcome, GuestIdentity, Hello, MigrationId, SectionName, Token, VerifyWhen,
+};
+use parking_lot::Mutex;
+
+use crate::guest::{EmptyGuest, Runners, RunningGuest, contents, section};
+
+pub const EPOCH: u64 = 3;
+const MIGRATION: MigrationId = MigrationId([5; 16]);
+const TOKEN: Token = Token([6; 32]);
+
+/// What is to be different from a calm migration.
+#[derive(Clone)]
+pub struct Case {
+    pub pages: usize,
+    pub channels: u16,
+    pub writes_per_harvest: u64,
+    pub verify: VerifyWhen,
+    pub limits: Limits,
+    /// Where the control channel breaks. Questions about a commit get through.
+    pub cut: Option<Cut>,
+    pub restore_fails: bool,
+    pub record_fails: bool,
+    pub destination_epoch: u64,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            pages: 300,
+            channels: 2,
+            writes_per_harvest: 20,
+            verify: VerifyWhen::Before,
+            limits: Limits::default(),
+            cut: None,
+            restore_fails: false,
+            record_fails: false,
+            destination_epoch: EPOCH,
+        }
+    }
+}
+
+/// What came of it.
+pub struct Ending {
+    pub source: SourceEnd<RunningGuest>,
+    pub record: MigrationRecord,
+    pub destination: DestinationEnd,
+    pub destination_record: MigrationRecord,
+    pub runners: Arc<Runners>,
+    pub committed: Option<u64>,
+    /// Memory as it was at the source when it ended there, and at the destination when it began to run.
+    pub source_ram: Vec<Vec<u8>>,
+    pub destination_ram: Option<Vec<Vec<u8>>>,
+}
+
+struct Epochs {
+    committed: Arc<Mutex<Option<u64>>>,
+    fails: bool,
+}
+
+impl EpochLog for Epochs {
+    fn record_commit(&mut self, epoch: u64) -> io::Result<()> {
+        if self.fails {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        *self.committed.lock() = Some(epoch);
+        Ok(())
+    }
+
+    fn record_never_ran(&mut self, _: u64) -> io::Result<()> {
+        *self.committed.lock() = None;
+        Ok(())
+    }
+}
+
+/// The destination's daemon: answers for a process that has ended, from what that recorded.
+#[derive(Clone, Default)]
+struct Daemon {
+    source: Arc<OnceLock<SourceRemote>>,
+    process_ended: Arc<AtomicBool>,
+    committed: Arc<Mutex<Option<u64>>>,
+}
+
+impl Daemon {
+    fn answer(&self) {
+        if let (Some(source), true) = (self.source.get(), self.process_ended.load(Ordering::SeqCst)) {
+            source.resolve(Some(match *self.committed.lock() {
+                Some(EPOCH) => CommitOutcome::Committed,
+                _ => CommitOutcome::NeverRan,
+            }));
+        }
+    }
+}
+
+/// The in-memory transport with a control channel that breaks.
+struct Fragile {
+    inner: MemoryTransport,
+    cut: Option<Cut>,
+}
+
+impl Transport for Fragile {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn connect_control(
+        &self,
+        peer: &Endpoint,
+        hello: &Hello,
+        deadline: Instant,
+    ) -> Result<OpenedControl, TransportError> {
+        match self.cut {
+            Some(cut) if hello.role == ChannelRole::Control => {
+                self.inner.with_cut(cut).connect_control(peer, hello, deadline)
+            }
+            _ => self.inner.connect_control(peer, hello, deadline),
+        }
+    }
+
+    fn connect_data(
+        &self,
+        peer: &Endpoint,
+        hello: &Hello,
+        deadline: Instant,
+    ) -> Result<Box<dyn DataSender>, TransportError> {
+        self.inner.connect_data(peer, hello, deadline)
+    }
+
+    fn listen(
+        &self,
+        addr: IpAddr,
+        ports: std::ops::RangeInclusive<u16>,
+        migration: MigrationId,
+    ) -> Result<Box<dyn Listener>, TransportError> {
+        self.inner.listen(addr, ports, migration)
+    }
+}
+
+/// Runs a migration to its end. `meanwhile` has both remotes as soon as they exist.
+pub fn migrate(case: &Case, meanwhile: impl FnOnce(&SourceRemote, &DestinationRemote)) -> Ending {
+    let runners = Arc::new(Runners::default());
+    let guest = RunningGuest::new(case.pages, case.writes_per_harvest, 42, &runners);
+    let mut empty = EmptyGuest::new(case.pages, &runners);
+    empty.restore_fails = case.restore_fails;
+    let identity = GuestIdentity {
+        layout: guest.ram().layout().clone(),
+        sections: vec![SectionName { kind: section().kind, instance: 0, version: 1 }],
+        cpu: Bytes::new(),
+    };
+    let network = MemoryTransport::new();
+    let transport: Arc<dyn Transport> = Arc::new(Fragile { inner: network, cut: case.cut });
+    let listener = transport.listen(IpAddr::V4(Ipv4Addr::LOCALHOST), 0..=0, MIGRATION).unwrap();
+    let peer = Endpoint { addr: listener.local_addr(), server_name: None };
+
+    let committed = Arc::new(Mutex::new(None));
+    let clock = Clock::started_before(Duration::ZERO);
+    let epochs = Epochs { committed: committed.clone(), fails: case.record_fails };
+    let config = DestinationConfig {
+        identity: identity.clone(),
+        epoch: case.destination_epoch,
+        rehearsal: Duration::ZERO,
+        patience: Duration::from_secs(30),
+        peer: "source".into(),
+    };
+    let request = DestinationRequest {
+        migration: MIGRATION,
+        token: TOKEN,
+        max_channels: 8,
+        config,
+        record: MigrationRecord::default(),
+        clock,
+        linger: Duration::from_secs(1),
+        epochs: Box::new(epochs),
+        observer: Box::new(|_| Some(7)),
+    };
+    let (receiving, destination_remote) = receive(request, empty.ram());
+    let config = SourceConfig {
+        identity,
+        epoch: EPOCH,
+        channels: case.channels,
+        verify: case.verify,
+        limits: case.limits,
+        guest_clock: None,
+        peer: "destination".into(),
+    };
+    let record = MigrationRecord::default();
+    let daemon = Daemon { committed: committed.clone(), ..Daemon::default() };
+    let asked = daemon.clone();
+    let seeker = Box::new(move || asked.answer());
+    let request = SourceRequest { migration: MIGRATION, token: TOKEN, peer, config, record, clock, seeker };
+    let (sending, source_remote) = send(request);
+    daemon.source.set(source_remote.clone()).ok().expect("set once");
+
+    let source_ram = guest.ram().clone();
+    let (source, (destination, destination_ram)) = thread::scope(|scope| {
+        let destination = scope.spawn(|| {
+            let mut at_start = None;
+            let running = |guest: RunningGuest| at_start = Some(contents(guest.ram()));
+            let end = receiving.run(empty, listener, running, || {});
+            daemon.process_ended.store(true, Ordering::SeqCst);
+            (end, at_start)
+        });
+        let source = scope.spawn(|| sending.run(guest, &transport, || {}));
+        meanwhile(&source_remote, &destination_remote);
+        (source.join().unwrap(), destination.join().unwrap())
+    });
+    let committed = *committed.lock();
+    Ending {
+        source,
+        record: source_remote.record(),
+        destination,
+        destination_record: destination_remote.record(),
+        runners,
+        committed,
+        source_ram: contents(&source_ram),
+        destination_ram,
+    }
+}
