@@ -65,6 +65,7 @@ impl DemoReport {
                 (n + 1).to_string(),
                 record.peer.clone(),
                 record.state.map_or("negotiating", MigrationState::name).to_owned(),
+                show_us(record.setup_ms * 1e3),
                 show_us(record.total_ms * 1e3),
                 show_us(record.downtime_us.total),
                 record.guest_gap_us.map_or_else(|| "-".into(), show_us),
@@ -76,8 +77,18 @@ impl DemoReport {
                 ),
             ]
         });
-        let header =
-            ["", "to", "state", "total", "downtime", "guest's gap", "sent", "throughput", "memory verified"];
+        let header = [
+            "",
+            "to",
+            "state",
+            "set-up",
+            "total",
+            "downtime",
+            "guest's gap",
+            "sent",
+            "throughput",
+            "memory verified",
+        ];
         table(&header, rows)
     }
 
@@ -107,7 +118,7 @@ impl DemoReport {
             "verify",
             "resume",
             "total",
-            "less verify",
+            "without verify",
         ];
         table(&header, rows)
     }
