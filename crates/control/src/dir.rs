@@ -1,4 +1,4 @@
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,10 @@ use thiserror::Error;
 
 use crate::{VmStart, VmState};
 
-/// Replaces a file's contents at once: whoever reads it sees the old or the new, also after a crash.
-/// Only the owner can read it, for it may hold secrets.
+/// Replaces a file's contents at once: whoever reads it sees the old or the new, also after a crash of
+/// whoever wrote it. Nothing is synced: what these files tell of ends with a crash of the host, and a sync
+/// costs several milliseconds while a guest waits to move. (What must outlive the host's crash is in
+/// [`EpochRecord`](crate::EpochRecord).) Only the owner can read it, for it may hold secrets.
 ///
 /// # Errors
 /// The system's; the old contents are then still there.
@@ -22,9 +24,7 @@ pub fn write_atomic(path: &Path, contents: &[u8]) -> io::Result<()> {
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(contents)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        fs::rename(&temporary, path)
     })();
     if written.is_err() {
         // Best effort: the next attempt truncates it anyway.

@@ -2,11 +2,10 @@
 
 mod machine;
 
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use machine::Machine;
-use migrated_testkit::require;
+use migrated_testkit::{require, wait_until};
 use migrated_vmm::workload::{FirstError, VcpuStatus, WorkloadCounters};
 
 const MIB: usize = 1 << 20;
@@ -226,7 +225,9 @@ fn a_pause_is_seen_as_a_gap_until_a_later_moment_is_asked_about() {
     machine.stop();
     let before = machine.counters().unwrap();
     let paused_at = before.vcpus.iter().map(|vcpu| vcpu.tsc).max().unwrap();
-    thread::sleep(Duration::from_millis(50));
+    let since = Instant::now();
+    let pause = Duration::from_millis(50);
+    wait_until("the pause is long enough", Duration::from_secs(60), || since.elapsed() >= pause);
     machine.run();
     // The round in which a vCPU was stopped had looked at the clock already.
     machine.wait("rounds", |c| c.vcpus.iter().zip(&before.vcpus).all(|(c, b)| c.heartbeat > b.heartbeat + 1));
