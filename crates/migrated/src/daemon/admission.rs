@@ -90,10 +90,10 @@ impl Daemon {
     pub(super) fn registration_faults(&self, request: &PrepareIncoming) -> Vec<Reason> {
         let vms = self.vms.lock();
         let mut reasons = Vec::new();
-        if vms.contains_key(&request.vm) {
+        if vms.get(&request.vm).is_some_and(|vm| vm.is_here()) {
             reasons.push(DaemonError::IdTaken(request.vm.clone()).to_reason());
         }
-        if vms.values().any(|vm| vm.spec.name == request.spec.name) {
+        if vms.values().any(|vm| vm.is_here() && vm.spec.name == request.spec.name) {
             reasons.push(DaemonError::NameTaken(request.spec.name.clone()).to_reason());
         }
         let room =

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use migrated_api::{MigrationState, RecordRole};
-use migrated_control::{ControlClient, VmStart, VmState};
+use migrated_control::{ControlClient, Request, VmDir, VmStart, VmState};
 
 use super::process::{Exit, ProcessId};
 use super::vm::Vm;
@@ -16,8 +16,8 @@ impl Daemon {
         for migration in self.store.migrations().context("can't read the migrations kept")? {
             self.migrations.lock().insert(migration.id.to_string(), Arc::new(migration));
         }
-        for id in self.store.vm_ids().context("can't read the VMs kept")? {
-            self.adopt(id).await;
+        for (id, dir) in self.store.vm_dirs().context("can't read the VMs kept")? {
+            self.adopt(id, dir).await;
         }
         for migration in self.migrations() {
             if !migration.state().is_final() && !self.vms.lock().contains_key(&migration.vm()) {
@@ -27,8 +27,10 @@ impl Daemon {
         Ok(())
     }
 
-    async fn adopt(self: &Arc<Self>, id: String) {
-        let dir = self.store.vm_dir(&id);
+    async fn adopt(self: &Arc<Self>, id: String, dir: VmDir) {
+        let Some(process) = self.store.read_process(&dir) else {
+            return self.clear_away(&dir).await;
+        };
         let start = match dir.read_start() {
             Ok(start) => start,
             Err(e) => {
@@ -36,37 +38,53 @@ impl Daemon {
                 return;
             }
         };
-        let Some(process) = self.store.read_process(&dir) else {
-            // The daemon ended before anybody was told of this VM. A process that lives is idle: it is not waited for.
-            tracing::warn!(vm = id, "removing a VM that was never made");
-            if let Ok((client, _)) =
-                ControlClient::connect(&dir.control_socket(), ControlClient::PATIENCE).await
-            {
-                let _ = client.perform(migrated_control::Request::Shutdown).await;
-            }
-            self.store.remove_vm(&dir);
-            return;
-        };
         let state = match start {
             VmStart::Boot(_) => VmState::Running,
             VmStart::Incoming(_) => VmState::Incoming,
         };
-        let vm = Arc::new(Vm::new(id.clone(), start.spec().clone(), dir, state));
-        let in_flight = |m: &&Arc<Migration>| !m.state().is_final() && m.vm() == id;
-        if let Some(migration) = self.migrations().iter().find(in_flight) {
-            vm.set_migration(&migration.id.to_string());
-        } else if let VmStart::Incoming(plan) = &start {
-            // It came here and stayed: only its process's death would be taken for a failed arrival.
-            let migration = plan.migration.to_string();
-            if matches!(self.migration(&migration), Ok(m) if m.state() == MigrationState::Completed) {
-                vm.set_state(VmState::Running, None);
+        let vm = Arc::new(Vm::new(id, start.spec().clone(), dir, state));
+        self.recall_migration(&vm, &start);
+        {
+            let mut vms = self.vms.lock();
+            // Where there are two of one id, the VM went away and came back: one of them is here.
+            if vms.get(&vm.id).is_none_or(|other| !other.is_here()) {
+                vms.insert(vm.id.clone(), Arc::clone(&vm));
             }
         }
-        self.vms.lock().insert(id, Arc::clone(&vm));
         if process.is_alive() {
             self.adopt_living(vm, process).await;
         } else {
             self.on_exit(&vm, "it ended while no daemon ran".into());
+        }
+    }
+
+    /// The daemon ended before anybody was told of this VM. A process that lives is idle: it is not waited for.
+    async fn clear_away(&self, dir: &VmDir) {
+        tracing::warn!(dir = %dir.path().display(), "removing a VM that was never made");
+        let connected = ControlClient::connect(&dir.control_socket(), ControlClient::PATIENCE).await;
+        if let Ok((client, _)) = connected {
+            // Whether or not it answers, nothing refers to it any more.
+            let _ = client.perform(Request::Shutdown).await;
+        }
+        self.store.remove_vm(dir);
+    }
+
+    /// Which migration the VM is in, or that it has come for good.
+    fn recall_migration(&self, vm: &Vm, start: &VmStart) {
+        if let VmStart::Incoming(plan) = start
+            && let Ok(arrival) = self.migration(&plan.migration.to_string())
+        {
+            match arrival.state() {
+                // Only the death of a VM that has not come yet is taken for a failed arrival.
+                MigrationState::Completed => vm.set_state(VmState::Running, None),
+                state if !state.is_final() => return vm.set_migration(&plan.migration.to_string()),
+                _ => {}
+            }
+        }
+        let leaving =
+            |m: &&Arc<Migration>| m.role() == RecordRole::Source && !m.state().is_final() && m.vm() == vm.id;
+        if let Some(departure) = self.migrations().iter().find(leaving) {
+            vm.set_migration(&departure.id.to_string());
         }
     }
 

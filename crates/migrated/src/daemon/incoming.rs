@@ -27,7 +27,7 @@ impl Daemon {
                 return Err(DaemonError::AdmissionRefused(reasons));
             }
         };
-        self.wait_for_departed(&request.vm).await;
+        self.wait_for_former(&request).await;
         let registered = self.register(request.vm.clone(), request.spec.clone(), VmState::Incoming);
         let vm = registered.map_err(|_| DaemonError::AdmissionRefused(self.registration_faults(&request)))?;
         match self.enter_incoming(&request, &admitted) {
@@ -39,11 +39,18 @@ impl Daemon {
         }
     }
 
-    /// A guest that comes back soon may find its former VM process still freeing its memory.
-    async fn wait_for_departed(&self, id: &str) {
-        let departed = self.vms.lock().get(id).filter(|vm| vm.state().0 == VmState::MigratedAway).cloned();
-        if let Some(departed) = departed {
-            departed.wait_gone(CLEARING).await;
+    /// A guest that comes back at once may come before this host has heard that it is gone: the one who
+    /// sends it knows from the destination.
+    async fn wait_for_former(&self, request: &PrepareIncoming) {
+        let former = self.vms.lock().get(&request.vm).and_then(|vm| vm.migration());
+        let Some(Ok(departure)) = former.map(|id| self.migration(&id)) else { return };
+        let left = |record: &MigrationRecord| {
+            record.state.is_some_and(|state| state.is_final() || state == MigrationState::Settling)
+        };
+        let leaving = matches!(departure.state(), MigrationState::StopAndCopy | MigrationState::Switchover);
+        if departure.role() == RecordRole::Source && leaving {
+            // Whatever comes of it is seen when the guest is registered.
+            let _ = tokio::time::timeout(CLEARING, departure.watch().wait_for(left)).await;
         }
     }
 

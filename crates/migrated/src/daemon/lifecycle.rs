@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use migrated_api::MigrationState;
 use migrated_control::{ClientError, ControlClient, Request, Response, VmSpec, VmStart, VmState};
 
 use super::process::{Exit, ProcessId};
@@ -59,7 +60,7 @@ impl Daemon {
         let local = |what: &str| {
             DaemonError::local(format!("can't start the VM process of {}: {what}", vm.spec.name))
         };
-        self.store.create_vm(&vm.id, &vm.spec).map_err(local("its directory"))?;
+        self.store.create_vm(&vm.dir, &vm.spec).map_err(local("its directory"))?;
         vm.dir.write_start(&start).map_err(|e| local("its start file")(std::io::Error::other(e)))?;
         let child = self.ground.vm_command.spawn(&vm.dir).map_err(local("its program"))?;
         let process = child.id().and_then(ProcessId::of);
@@ -137,6 +138,7 @@ impl Daemon {
 
     /// Ends a VM and removes everything of it.
     pub async fn delete(&self, vm: &Vm) -> Result<(), DaemonError> {
+        self.give_up_unresolved(vm);
         vm.refuse_if_migrating()?;
         if !vm.is_gone() {
             let asked = match vm.client() {
@@ -151,6 +153,19 @@ impl Daemon {
         }
         self.forget(vm);
         Ok(())
+    }
+
+    /// A copy that stands still, or is dead, while a destination doesn't say what became of its commit may be
+    /// deleted: that runs no second one, and nobody else can end the waiting if the destination never answers.
+    fn give_up_unresolved(&self, vm: &Vm) {
+        let Some(migration) = vm.migration().and_then(|id| self.migration(&id).ok()) else { return };
+        if vm.is_gone() || migration.state() == MigrationState::Indeterminate {
+            let message = format!(
+                "the VM was deleted here before {} had said whether the guest runs there",
+                migration.peer
+            );
+            self.end(&migration, MigrationState::Failed, "vm_deleted", message);
+        }
     }
 }
 

@@ -175,6 +175,12 @@ impl Daemon {
         client.perform(Request::Migrate(Box::new(plan))).await.map_err(|e| failed(vm.failed(e)))
     }
 
+    /// Tells a destination that prepared for nothing.
+    pub(super) async fn give_up_at_peer(&self, migration: &Migration) -> Result<(), String> {
+        let peer = self.peer(&migration.peer).map_err(|e| e.to_string())?;
+        peer.delete(&format!("/v1/incoming/{}", migration.id)).await.map_err(|e| e.to_string())
+    }
+
     /// Gives a migration up, unless it is too late.
     pub async fn cancel(&self, migration: &Migration) -> Result<(), DaemonError> {
         let id = migration.id.to_string();

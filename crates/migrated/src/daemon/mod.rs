@@ -182,17 +182,18 @@ impl Daemon {
         self.metrics.render(&states, blocked, &active)
     }
 
-    /// Enters a VM, unless its name or id is taken or there is no room for it.
+    /// Enters a VM, unless its name or id is taken or there is no room for it. A VM that went away takes
+    /// nothing, also while its former process frees its memory.
     fn register(&self, id: String, spec: VmSpec, state: VmState) -> Result<Arc<Vm>, DaemonError> {
         let mut vms = self.vms.lock();
-        if vms.contains_key(&id) {
+        if vms.get(&id).is_some_and(|vm| vm.is_here()) {
             return Err(DaemonError::IdTaken(id));
         }
-        if vms.values().any(|vm| vm.spec.name == spec.name) {
+        if vms.values().any(|vm| vm.is_here() && vm.spec.name == spec.name) {
             return Err(DaemonError::NameTaken(spec.name));
         }
         memory::check_room(&self.config.guests, &spec, vms.values().map(Arc::as_ref))?;
-        let dir = self.store.vm_dir(&id);
+        let dir = self.store.fresh_vm_dir(&id);
         let vm = Arc::new(Vm::new(id.clone(), spec, dir, state));
         vms.insert(id, Arc::clone(&vm));
         Ok(vm)
@@ -201,8 +202,10 @@ impl Daemon {
     /// Strikes a VM out, with everything on disk; not another of the same id that has come since.
     fn forget(&self, vm: &Vm) {
         let mut vms = self.vms.lock();
-        if vms.get(&vm.id).is_some_and(|entered| std::ptr::eq(Arc::as_ptr(entered), vm)) {
+        if vm.begin_forgetting() {
             self.store.remove_vm(&vm.dir);
+        }
+        if vms.get(&vm.id).is_some_and(|entered| std::ptr::eq(Arc::as_ptr(entered), vm)) {
             vms.remove(&vm.id);
         }
     }
@@ -246,6 +249,12 @@ impl Daemon {
 
     /// A migration's record went on. Whatever ends one comes through here, once.
     fn update(&self, migration: &Migration, record: migrated_api::MigrationRecord) {
+        if record.state.is_some_and(MigrationState::is_final)
+            && let Some(vm) = self.vms.lock().get(&record.vm)
+        {
+            // Before anybody sees the end: whoever waits for it may begin the next migration at once.
+            vm.end_migration(&migration.id.to_string());
+        }
         let change = migration.update(record);
         if matches!(change, Change::State | Change::Ended) {
             let record = migration.record();
@@ -257,11 +266,7 @@ impl Daemon {
             }
         }
         if change == Change::Ended {
-            let record = migration.record();
-            self.metrics.migration_ended(&record);
-            if let Some(vm) = self.vms.lock().get(&record.vm) {
-                vm.end_migration(&migration.id.to_string());
-            }
+            self.metrics.migration_ended(&migration.record());
         }
     }
 

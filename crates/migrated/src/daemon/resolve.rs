@@ -67,15 +67,18 @@ impl Daemon {
         client.perform(known).await.map_err(|e| e.to_string())
     }
 
-    /// The source's VM process died with its commit under way, and now its fate is known.
+    /// The source's VM process died when the commit may have been under way, and now its fate is known.
     fn settle_dead(&self, vm: &Vm, migration: &Migration, answer: Resolution) {
         if answer == Resolution::Committed {
             self.update(migration, migration.ended(MigrationState::Completed, None));
             vm.set_state(VmState::MigratedAway, None);
             self.forget(vm);
         } else {
-            let message = "the VM process died after it had sent the commit, and the guest never ran at the \
-                           destination: it is lost";
+            let (_, reason) = vm.state();
+            let message = format!(
+                "{}; the guest never ran at the destination: it is lost",
+                reason.as_deref().unwrap_or("the VM process died")
+            );
             self.end(migration, MigrationState::Failed, "vm_process_died", message);
         }
     }

@@ -37,17 +37,20 @@ impl Store {
         Ok(Self { root, _lock: lock })
     }
 
-    /// The directory of a VM, whether or not it exists.
-    pub fn vm_dir(&self, id: &str) -> VmDir {
-        VmDir::new(self.root.join("vms").join(id))
+    /// A directory for a VM that comes, which does not exist yet. It has the VM's id as its name, and a number
+    /// behind it where a process that the VM has left is still going away.
+    pub fn fresh_vm_dir(&self, id: &str) -> VmDir {
+        let vms = self.root.join("vms");
+        let numbered = (1..u32::MAX).map(|n| vms.join(format!("{id}.{n}")));
+        let mut candidates = std::iter::once(vms.join(id)).chain(numbered);
+        let free = candidates.find(|path| !path.exists());
+        VmDir::new(free.expect("a VM does not leave billions of processes behind"))
     }
 
     /// Makes the directory of a new VM and writes its specification.
-    pub fn create_vm(&self, id: &str, spec: &VmSpec) -> io::Result<VmDir> {
-        let dir = self.vm_dir(id);
+    pub fn create_vm(&self, dir: &VmDir, spec: &VmSpec) -> io::Result<()> {
         make_dir(dir.path())?;
-        write_json(&dir.spec(), spec)?;
-        Ok(dir)
+        write_json(&dir.spec(), spec)
     }
 
     /// Removes the directory of a VM.
@@ -60,9 +63,14 @@ impl Store {
         }
     }
 
-    /// Ids of all VMs that have a directory.
-    pub fn vm_ids(&self) -> io::Result<Vec<String>> {
-        ids(&self.root.join("vms"))
+    /// Ids and directories of all VMs that have one.
+    pub fn vm_dirs(&self) -> io::Result<Vec<(String, VmDir)>> {
+        let vms = self.root.join("vms");
+        let with_id = |name: String| {
+            let id = name.split('.').next().filter(|id| is_id(id))?.to_owned();
+            Some((id, VmDir::new(vms.join(name))))
+        };
+        Ok(names(&vms)?.into_iter().filter_map(with_id).collect())
     }
 
     /// Remembers which process a VM's is.
@@ -97,7 +105,7 @@ impl Store {
     /// All migrations kept.
     pub fn migrations(&self) -> io::Result<Vec<Migration>> {
         let mut migrations = Vec::new();
-        for id in ids(&self.root.join("migrations"))? {
+        for id in names(&self.root.join("migrations"))? {
             let dir = self.root.join("migrations").join(&id);
             let Ok(number) = id.parse() else { continue };
             for role in [RecordRole::Source, RecordRole::Destination] {
@@ -122,12 +130,12 @@ const fn file_name(role: RecordRole) -> &'static str {
     }
 }
 
-fn ids(dir: &Path) -> io::Result<Vec<String>> {
-    let mut ids = Vec::new();
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
-        ids.extend(entry?.file_name().into_string().ok().filter(|name| is_id(name)));
+        names.extend(entry?.file_name().into_string());
     }
-    Ok(ids)
+    Ok(names)
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

@@ -98,12 +98,7 @@ impl Daemon {
             match client.request(Request::MigrationRecord { migration: migration.id }).await {
                 Ok(Response::Record(record)) => self.on_record(vm, *record),
                 Ok(_) => return Err(ClientError::Unexpected("another answer than a record")),
-                Err(ClientError::Refused(_)) => self.end(
-                    &migration,
-                    MigrationState::Failed,
-                    "daemon_restarted",
-                    "the daemon ended before it had handed the migration to the VM process; start it again",
-                ),
+                Err(ClientError::Refused(_)) => self.abandon(&migration, client).await,
                 Err(e) => return Err(e),
             }
         }
@@ -111,6 +106,20 @@ impl Daemon {
             self.on_unresolved(vm, &pending);
         }
         Ok(())
+    }
+
+    /// The VM process has not heard of the migration: the daemon before this one ended on the way there, so it
+    /// will never begin, and whoever got ready for it need not wait.
+    async fn abandon(&self, migration: &Migration, client: &ControlClient) {
+        let message = "the daemon ended before it had handed the migration to the VM process; start it again";
+        self.end(migration, MigrationState::Failed, "daemon_restarted", message);
+        let told = match migration.role() {
+            RecordRole::Source => self.give_up_at_peer(migration).await,
+            RecordRole::Destination => client.perform(Request::Shutdown).await.map_err(|e| e.to_string()),
+        };
+        if let Err(reason) = told {
+            tracing::info!(migration = %migration.id, reason, "the destination was not told; it gives up by itself");
+        }
     }
 
     fn on_event(self: &Arc<Self>, vm: &Arc<Vm>, event: Event) {
@@ -195,9 +204,15 @@ impl Daemon {
     }
 
     fn end_after_death(self: &Arc<Self>, vm: &Arc<Vm>, migration: &Arc<Migration>, death: Death) {
-        let commit_sent =
-            matches!(migration.state(), MigrationState::Switchover | MigrationState::Indeterminate);
-        if migration.role() == RecordRole::Source && commit_sent {
+        // The last it did may not have got through to us: from pre-copy on it may have sent the commit.
+        let perhaps_committed = matches!(
+            migration.state(),
+            MigrationState::Precopy
+                | MigrationState::StopAndCopy
+                | MigrationState::Switchover
+                | MigrationState::Indeterminate
+        );
+        if migration.role() == RecordRole::Source && perhaps_committed {
             self.resolve(vm, migration);
         } else {
             let message = format!("{}; the guest was in that process", death.reason);

@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use migrated_control::{ControlClient, VmDir, VmSpec, VmState};
@@ -19,6 +20,7 @@ pub struct Vm {
     pub dir: VmDir,
     live: Mutex<Live>,
     gone: watch::Sender<bool>,
+    forgotten: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -35,7 +37,14 @@ impl Vm {
     /// A VM without a process.
     pub fn new(id: String, spec: VmSpec, dir: VmDir, state: VmState) -> Self {
         let live = Live { state, reason: None, process: None, client: None, migration: None, death: None };
-        Self { id, spec, dir, live: Mutex::new(live), gone: watch::Sender::new(false) }
+        Self {
+            id,
+            spec,
+            dir,
+            live: Mutex::new(live),
+            gone: watch::Sender::new(false),
+            forgotten: AtomicBool::new(false),
+        }
     }
 
     /// What it is doing, and why.
@@ -58,9 +67,19 @@ impl Vm {
         !matches!(self.live.lock().state, VmState::Incoming | VmState::MigratedAway)
     }
 
-    /// Whether its RAM is, or is about to be, taken.
+    /// Whether it is on this host or on its way to it.
+    pub fn is_here(&self) -> bool {
+        self.live.lock().state != VmState::MigratedAway
+    }
+
+    /// Whether the caller is to remove its directory, because nobody has: another VM's may be there since.
+    pub fn begin_forgetting(&self) -> bool {
+        !self.forgotten.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether its RAM is, or is about to be, taken for good.
     pub fn holds_memory(&self) -> bool {
-        self.live.lock().state != VmState::Failed
+        !matches!(self.live.lock().state, VmState::Failed | VmState::MigratedAway)
     }
 
     /// Which process it is, while it lives.
