@@ -108,7 +108,7 @@ impl Exit {
                 while process.is_alive() {
                     tokio::time::sleep(Self::LOOK).await;
                 }
-                "it ended; how is not known, because another daemon had started it".into()
+                "how is not known, because another daemon had started it".into()
             }
         }
     }

@@ -67,10 +67,12 @@ impl Lab {
     }
 }
 
+/// What the hosts' APIs want of callers over TCP.
+pub const TOKEN: &str = "0123456789abcdef0123";
 pub const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 
 fn make_secrets(root: &Path) {
-    for (name, token) in [("token", "0123456789abcdef0123"), ("wrong-token", "fedcba9876543210fedc")] {
+    for (name, token) in [("token", TOKEN), ("wrong-token", "fedcba9876543210fedc")] {
         let file = root.join(name);
         std::fs::write(&file, token).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -6,8 +6,13 @@ mod guest;
 mod host;
 mod lab;
 mod netns;
+mod proxy;
 mod record;
+mod witness;
 
 mod control;
+mod garbage;
+mod kernel;
+mod kills;
 mod moves;
 mod refused;

@@ -38,6 +38,7 @@ fn back_and_forth(transport: TransportKind) {
             for (name, _) in guests {
                 let record = move_over(from, to, name, transport, verify);
                 assert_complete(&record, verify);
+                assert!(record.guest_gap_us.is_some_and(|gap| gap > 0.0), "{record:#?}");
                 assert_runs_only(name, to, from);
             }
         }

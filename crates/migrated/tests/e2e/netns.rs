@@ -46,20 +46,12 @@ impl Netns {
 
     /// Does something on a thread in here, such as opening a socket, which stays here.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(format!("/run/netns/{}", self.0)).unwrap();
-        thread::scope(|scope| {
-            let worker = scope.spawn(|| {
-                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                work()
-            });
-            worker.join().unwrap()
-        })
+        enter(&self.0, work)
     }
 
     /// All processes in here that are not dead.
     pub fn pids(&self) -> Vec<u32> {
-        let output = Command::new("ip").args(["netns", "pids", &self.0]).output().unwrap();
-        String::from_utf8(output.stdout).unwrap().lines().map(|pid| pid.trim().parse().unwrap()).collect()
+        pids(&self.0)
     }
 }
 
@@ -78,6 +70,24 @@ const LINK: &str = "wire";
 fn ip(args: &[&str]) {
     let output = Command::new("ip").args(args).output().unwrap();
     assert!(output.status.success(), "ip {args:?}: {output:?}");
+}
+
+/// [`Netns::enter`] for who has only the name.
+pub fn enter<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> T {
+    let file = File::open(format!("/run/netns/{netns}")).unwrap();
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        });
+        worker.join().unwrap()
+    })
+}
+
+/// [`Netns::pids`] for who has only the name.
+pub fn pids(netns: &str) -> Vec<u32> {
+    let output = Command::new("ip").args(["netns", "pids", netns]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(|pid| pid.trim().parse().unwrap()).collect()
 }
 
 /// Sends a signal to a process, which may have ended just now.

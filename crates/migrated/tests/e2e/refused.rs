@@ -124,6 +124,7 @@ fn admission_refuses_with_all_reasons() {
     let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b" })).id);
     assert_eq!(record.state, Some(MigrationState::Completed), "{record:#?}");
 
+    lab.b.await_end(&record.id);
     lab.b.cli(&["vm", "delete", "g"]);
     for host in [&lab.a, &lab.b] {
         assert_eq!(host.cli_refused(&["migrate", "g", "--to", "a"]).0, "vm_not_found");

@@ -1,0 +1,141 @@
+//! A kernel that is not ours: a few instructions in an ELF file with the PVH note.
+
+use std::path::PathBuf;
+use std::thread;
+
+use migrated_api::{Verify, VmState};
+use migrated_testkit::{require, wait_until};
+
+use crate::host::{Host, PATIENCE};
+use crate::lab::Lab;
+use crate::record::assert_complete;
+
+const LOAD: u32 = 0x20_0000;
+const MIB: u64 = 1 << 20;
+
+/// Prints the alphabet over and over, and counts the letters at 0x300000. 32-bit protected mode, no stack.
+#[rustfmt::skip]
+const CODE: [u8; 38] = [
+    0x31, 0xdb,                         // xor ebx, ebx
+    0x66, 0xba, 0xf8, 0x03,             // mov dx, 0x3f8
+    0xb0, b'A',                         // mov al, 'A'
+    0xee,                               // out dx, al
+    0xfe, 0xc0,                         // inc al
+    0x43,                               // inc ebx
+    0x89, 0x1d, 0x00, 0x00, 0x30, 0x00, // mov [0x300000], ebx
+    0x3c, b'Z' + 1,                     // cmp al, 'Z' + 1
+    0x75, 0x02,                         // jne over the next
+    0xb0, b'A',                         // mov al, 'A'
+    0xb9, 0x40, 0x00, 0x00, 0x00,       // mov ecx, 64
+    0x49,                               // dec ecx
+    0x75, 0xfd,                         // jne back to the dec
+    0x39, 0x1d, 0x00, 0x00, 0x30, 0x00, // cmp [0x300000], ebx
+];
+/// Goes on with the next letter while memory holds what was written, else stops.
+const AGAIN: [u8; 3] = [0x74, 0xe0, 0xf4]; // je to the out; hlt
+
+/// An ELF image of one segment with that code, taking `size` bytes of memory, and the PVH note.
+fn image(size: u64) -> Vec<u8> {
+    let code = [&CODE[..], &AGAIN].concat();
+    let mut image = vec![0; 0x1000 + code.len()];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01"); // 64-bit, little endian
+    put(16, &2u16.to_le_bytes()); // ET_EXEC
+    put(18, &62u16.to_le_bytes()); // EM_X86_64
+    put(20, &1u32.to_le_bytes());
+    put(32, &64u64.to_le_bytes()); // where the program headers are, and how many of which size
+    put(52, &64u16.to_le_bytes());
+    put(54, &56u16.to_le_bytes());
+    put(56, &2u16.to_le_bytes());
+    let mut header = |at: usize, kind: u32, offset: u64, address: u64, file: u64, memory: u64| {
+        put(at, &kind.to_le_bytes());
+        for (index, field) in [offset, address, address, file, memory, 4].iter().enumerate() {
+            put(at + 8 + index * 8, &field.to_le_bytes());
+        }
+    };
+    let length = code.len() as u64;
+    header(64, 1, 0x1000, LOAD.into(), length, size.max(length)); // PT_LOAD
+    header(120, 4, 0x200, 0, 20, 20); // PT_NOTE
+    for (index, word) in [4u32, 4, 18].iter().enumerate() {
+        put(0x200 + index * 4, &word.to_le_bytes()); // XEN_ELFNOTE_PHYS32_ENTRY
+    }
+    put(0x20c, b"Xen\0");
+    put(0x210, &LOAD.to_le_bytes());
+    put(0x1000, &code);
+    image
+}
+
+fn file(lab: &Lab, name: &str, contents: &[u8]) -> PathBuf {
+    let path = lab.root.path().join(name);
+    std::fs::write(&path, contents).unwrap();
+    path
+}
+
+fn console(host: &Host) -> Vec<u8> {
+    host.run(&["vm", "console", "k"]).stdout
+}
+
+#[test]
+fn a_kernel_that_is_not_ours_boots_and_moves() {
+    require!(Kvm, Netns);
+    let lab = Lab::new();
+    let kernel = file(&lab, "kernel", &image(0));
+    let made =
+        lab.a.cli(&["vm", "create", "--name", "k", "--memory", "32M", "--kernel", kernel.to_str().unwrap()]);
+    assert_eq!(made["state"], "running");
+    wait_until("the kernel prints", PATIENCE, || console(&lab.a).len() > 100);
+    assert_eq!(lab.a.vm("k").workload, None);
+
+    // Somebody reads along until the guest has left.
+    let socket = format!("--host=unix:{}", lab.root.path().join("a/api.sock").display());
+    let reader = thread::spawn(move || {
+        let args = [&socket, "vm", "console", "k", "--follow"];
+        std::process::Command::new(crate::host::MIGRATED).args(args).output().unwrap()
+    });
+    let record = lab.a.await_end(
+        &lab.a.migrate("k", &serde_json::json!({ "to": "b", "verify": "before", "channels": 1 })).id,
+    );
+    assert_eq!(record.guest_gap_us, None, "this guest tells no gap");
+    assert_complete(&record, Verify::Before);
+    let said = reader.join().unwrap().stdout;
+    assert!(said.len() > 100 && is_alphabet(&said, b'A'), "{}", String::from_utf8_lossy(&said));
+
+    lab.b.await_end(&record.id);
+    wait_until("the kernel goes on printing", PATIENCE, || console(&lab.b).len() > 100);
+    let goes_on = console(&lab.b);
+    let next = said.last().map_or(b'A', |last| if *last == b'Z' { b'A' } else { last + 1 });
+    assert_eq!(goes_on[0], next, "a letter was lost or printed twice");
+    assert!(is_alphabet(&goes_on, next), "{}", String::from_utf8_lossy(&goes_on));
+    assert_eq!((lab.b.vm("k").state, lab.a.find("k").map(|vm| vm.state)), (VmState::Running, None));
+    lab.await_tidy();
+    lab.b.cli(&["vm", "delete", "k"]);
+}
+
+/// Whether these are the letters in their order, beginning with `first`.
+fn is_alphabet(text: &[u8], first: u8) -> bool {
+    text.iter()
+        .enumerate()
+        .all(|(at, letter)| usize::from(letter - b'A') == (usize::from(first - b'A') + at) % 26)
+}
+
+#[test]
+fn a_kernel_larger_than_the_guest_leaves_nothing_behind() {
+    require!(Kvm, Netns);
+    let lab = Lab::new();
+    let wide = file(&lab, "wide", &image(64 * MIB));
+    let long = file(&lab, "long", &{
+        let mut image = image(0);
+        image.resize(40 << 20, 0);
+        image[64 + 32..64 + 48]
+            .copy_from_slice(&[(39 * MIB).to_le_bytes(), (39 * MIB).to_le_bytes()].concat());
+        image
+    });
+    for kernel in [wide, long] {
+        let kernel = kernel.to_str().unwrap();
+        let (code, detail) =
+            lab.a.cli_refused(&["vm", "create", "--name", "k", "--memory", "32M", "--kernel", kernel]);
+        assert!(code == "kernel_too_large" && detail.contains(kernel), "{code}: {detail}");
+        lab.await_tidy();
+        assert_eq!(lab.a.vm_dirs(), 0);
+    }
+}
