@@ -14,12 +14,14 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 /// Bytes of output that a console keeps.
 pub const CONSOLE_CAPACITY: u64 = 256 << 10;
 
-/// First bytes of a console's file.
+/// First bytes of a console's file. The layout is that of `ConsoleFile` in `crates/control`, with which a
+/// daemon reads it when this process is gone.
 const MAGIC: u64 = u64::from_le_bytes(*b"MGRDCON1");
 const MAGIC_AT: usize = 0;
-/// Where the file holds the number of bytes ever written; the ring follows the header.
-const WRITTEN_AT: usize = 8;
-const RING_AT: usize = 4096;
+/// Where the file holds the ring's size and the number of bytes ever written; the ring follows this header.
+const CAPACITY_AT: usize = 8;
+const WRITTEN_AT: usize = 16;
+const RING_AT: usize = 24;
 const FILE_LEN: usize = RING_AT + CONSOLE_CAPACITY as usize;
 
 /// A console's output. A guest that floods it costs itself time and nobody memory.
@@ -74,6 +76,7 @@ impl Console {
     fn with(bytes: MmapRegion<()>, written: u64) -> io::Result<Self> {
         let slice = bytes.as_volatile_slice();
         slice.write_obj(MAGIC, MAGIC_AT).map_err(io::Error::other)?;
+        slice.write_obj(CONSOLE_CAPACITY, CAPACITY_AT).map_err(io::Error::other)?;
         slice.write_obj(written, WRITTEN_AT).map_err(io::Error::other)?;
         let ring = Ring { bytes, written, wakers: Vec::new() };
         Ok(Self { ring: Mutex::new(ring), grown: Condvar::new() })

@@ -54,7 +54,7 @@ impl Daemon {
         if process.is_alive() {
             self.adopt_living(vm, process).await;
         } else {
-            self.on_exit(&vm, "how is not known, because no daemon ran".into());
+            self.on_exit(&vm, "while no daemon ran, so how is not known".into());
         }
     }
 
