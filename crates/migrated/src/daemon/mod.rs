@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
-use migrated_api::{MigrationState, RecordError, Vm as ApiVm};
+use migrated_api::{MigrationState, RecordError, RecordRole, Vm as ApiVm};
 use migrated_control::{ConsoleFile, VmSpec, VmState};
 use migrated_cpuid::HostCpu;
 use parking_lot::Mutex;
@@ -249,7 +249,9 @@ impl Daemon {
 
     /// A migration's record went on. Whatever ends one comes through here, once.
     fn update(&self, migration: &Migration, record: migrated_api::MigrationRecord) {
-        if record.state.is_some_and(MigrationState::is_final)
+        // A guest that runs at the destination has arrived, whatever both ends still have to tell each other.
+        let arrived = record.role == RecordRole::Destination && record.state == Some(MigrationState::Running);
+        if (arrived || record.state.is_some_and(MigrationState::is_final))
             && let Some(vm) = self.vms.lock().get(&record.vm)
         {
             // Before anybody sees the end: whoever waits for it may begin the next migration at once.

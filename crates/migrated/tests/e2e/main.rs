@@ -14,5 +14,6 @@ mod control;
 mod garbage;
 mod kernel;
 mod kills;
+mod links;
 mod moves;
 mod refused;
