@@ -27,7 +27,7 @@ const SHMEM_THP: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const ANON_THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const HUGETLB_2M: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 /// What is populated beside other work at a time, in bytes: between two pieces it can be stopped.
-const BESIDE_PIECE: usize = 4 << 20;
+const BESIDE_PIECE: usize = 1 << 20;
 /// What one prefaulting thread takes at a time, in bytes.
 const PREFAULT_PIECE: usize = 64 << 20;
 
@@ -210,6 +210,7 @@ pub(crate) fn populate_beside(ram: &GuestRam, wanted: impl Fn() -> bool) -> io::
             }
             let length = BESIDE_PIECE.min(mapping.size() - offset);
             advise(&mapping, offset, length, MemoryAdvice::PopulateWrite)?;
+            thread::yield_now();
         }
     }
     Ok(())

@@ -188,7 +188,19 @@ impl Daemon {
             }
         }
         // Else whoever is making it reports that and clears it away.
+        self.end_arrivals(vm);
         vm.set_gone();
+    }
+
+    /// A guest that ran here had arrived, also when its process ended before both ends had said their last words.
+    fn end_arrivals(&self, vm: &Vm) {
+        for migration in self.migrations() {
+            let arrived =
+                migration.role() == RecordRole::Destination && migration.state() == MigrationState::Running;
+            if arrived && migration.vm() == vm.id {
+                self.update(&migration, migration.ended(MigrationState::Completed, None));
+            }
+        }
     }
 
     /// Whether the guest of an incoming VM may have run here. In doubt it may have.
