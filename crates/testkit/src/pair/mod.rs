@@ -222,6 +222,16 @@ impl Pair {
 
     /// The guest writes a few random pages now and then, as long as it runs anywhere.
     fn guest_writes(&mut self) {
+        self.guest_writes_now();
+        let over = self.source.outcome().is_some();
+        if !over {
+            let pause = Duration::from_micros(200 + self.rng.below(800));
+            self.link.after(pause, Happening::GuestWrites);
+        }
+    }
+
+    /// The copy that runs writes some pages; a copy that does not run writes none.
+    fn guest_writes_now(&mut self) {
         let guest = match &mut self.source_guest {
             Some(guest) if guest.is_running() => guest,
             _ => &mut self.destination_guest,
@@ -231,22 +241,23 @@ impl Pair {
             let page = self.rng.below(guest.layout().blocks()[block.index()].pages);
             guest.write(block, page);
         }
-        let over = self.source.outcome().is_some();
-        if !over {
-            let pause = Duration::from_micros(200 + self.rng.below(800));
-            self.link.after(pause, Happening::GuestWrites);
-        }
     }
 
     /// The link goes down: what is in flight is lost from some point on, and both ends notice some time later.
     fn cut(&mut self) {
         self.link.cut(&mut self.rng);
         for _ in 0..2 {
-            let notice = Duration::from_micros(self.rng.below(6_000_000));
+            let notice = self.notice();
             self.link.after(notice, Happening::Source(SourceEvent::LinkLost("cut".into())));
-            let notice = Duration::from_micros(self.rng.below(6_000_000));
+            let notice = self.notice();
             self.link.after(notice, Happening::Destination(DestinationEvent::LinkLost("cut".into())));
         }
+    }
+
+    /// How long an end takes to notice a cut: at once, before what is in flight has arrived, or by a timeout.
+    fn notice(&mut self) -> Duration {
+        let longest = if self.rng.below(2) == 0 { 1_000 } else { 6_000_000 };
+        Duration::from_micros(self.rng.below(longest))
     }
 
     fn destination_dies(&mut self) {

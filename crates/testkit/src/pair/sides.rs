@@ -46,10 +46,10 @@ impl Pair {
         let failed = |what: &str| Ok(Some(SourceEvent::GuestFailed(what.into())));
         match action {
             SourceAction::Send(message) => {
-                self.count_message();
                 let delay = self.delay();
                 let happening = Happening::Destination(DestinationEvent::Message(message));
                 self.link.send(Channel::ToDestination, delay, happening);
+                self.count_message();
             }
             SourceAction::StartTracking => {
                 if self.fails(GuestOperation::StartTracking) {
@@ -65,12 +65,15 @@ impl Pair {
                 }
                 let took = Duration::from_micros(self.rng.below(2000));
                 let dirty = self.source_guest()?.harvest();
+                self.guest_writes_now();
                 return Ok(Some(SourceEvent::Harvested { dirty, took }));
             }
             SourceAction::Pause => {
                 if self.fails(GuestOperation::Pause) {
                     return failed("pause");
                 }
+                // Until it really stands still the guest writes on.
+                self.guest_writes_now();
                 let guest = self.source_guest()?;
                 guest.set_running(false);
                 let copy = guest.clone();
@@ -197,10 +200,10 @@ impl Pair {
     fn destination_action(&mut self, action: DestinationAction) -> Result<Option<DestinationEvent>, String> {
         match action {
             DestinationAction::Send(message) => {
-                self.count_message();
                 let delay = self.delay();
                 let happening = Happening::Source(SourceEvent::Message(message));
                 self.link.send(Channel::ToSource, delay, happening);
+                self.count_message();
             }
             DestinationAction::Restore(sections) => {
                 if self.fails(GuestOperation::Restore) {
