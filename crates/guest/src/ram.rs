@@ -1,12 +1,19 @@
+use std::fs::File;
 use std::sync::Arc;
 
 use migrated_pages::{BlockId, PAGE_SIZE, PageRun, RamBlock, RamLayout};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use rustix::mm::MapFlags;
 use vm_memory::{
     GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion, VolatileMemory, VolatileSlice,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::scan;
+
+/// Shorter runs are looked at without asking the file for holes: that costs as much as a few pages.
+const HOLE_MIN: u64 = 16;
 
 /// A page without content, to copy from.
 static ZERO_PAGE: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
@@ -99,17 +106,38 @@ impl GuestRam {
     }
 
     /// Cuts `run` into maximal runs of pages that are all zero or are not, and appends them to `out`.
+    /// Memory that the guest never touched is not touched here either: reading it would give it pages.
     ///
     /// # Panics
     /// On a run outside the layout.
     pub fn split_zero(&self, run: PageRun, out: &mut Vec<(PageRun, PageClass)>) {
-        let start = out.len();
+        let mut pieces = Pieces { block: run.block, start: out.len(), out };
+        let Some(file) = self.file_of(run).filter(|_| run.count >= HOLE_MIN) else {
+            return self.scan_into(run, &mut pieces);
+        };
+        let (mut at, end) = (run.first, run.first + run.count);
+        while at < end {
+            let data = next_data(file, at).min(end);
+            pieces.push(at, data - at, PageClass::Zero);
+            at = next_hole(file, data).clamp(data, end);
+            if at > data {
+                self.scan_into(PageRun { block: run.block, first: data, count: at - data }, &mut pieces);
+            }
+        }
+    }
+
+    /// The file behind a run, when what the guest writes is in the file, and at the same offsets.
+    fn file_of(&self, run: PageRun) -> Option<&File> {
+        let mapping = &self.shared.mappings[run.block.index()];
+        let file = mapping.file_offset()?;
+        let is_shared = MapFlags::from_bits_retain(mapping.flags() as u32).contains(MapFlags::SHARED);
+        (file.start() == 0 && is_shared).then(|| file.file())
+    }
+
+    fn scan_into(&self, run: PageRun, pieces: &mut Pieces<'_>) {
         for (at, page) in pages(&self.slice(run)) {
             let class = if scan::is_zero(&page) { PageClass::Zero } else { PageClass::Data };
-            match out[start..].last_mut() {
-                Some((last, same)) if *same == class => last.count += 1,
-                _ => out.push((PageRun { block: run.block, first: run.first + at, count: 1 }, class)),
-            }
+            pieces.push(run.first + at, 1, class);
         }
     }
 
@@ -139,13 +167,54 @@ impl GuestRam {
     /// # Panics
     /// On a run outside the layout.
     pub fn hash_pages(&self, run: PageRun, out: &mut Vec<u64>) {
+        let mut parts = Vec::new();
+        self.split_zero(run, &mut parts);
         // The hash wants a Rust slice, which guest memory must never be: each page is copied first.
         let mut copy = [0; PAGE_SIZE];
-        out.extend(pages(&self.slice(run)).map(|(_, page)| {
-            page.copy_to(&mut copy);
-            xxh3_64(&copy)
-        }));
+        for (part, class) in parts {
+            match class {
+                PageClass::Zero => out.extend((0..part.count).map(|_| Self::zero_page_hash())),
+                PageClass::Data => out.extend(pages(&self.slice(part)).map(|(_, page)| {
+                    page.copy_to(&mut copy);
+                    xxh3_64(&copy)
+                })),
+            }
+        }
     }
+}
+
+/// The runs that a run is cut into.
+struct Pieces<'a> {
+    block: BlockId,
+    start: usize,
+    out: &'a mut Vec<(PageRun, PageClass)>,
+}
+
+impl Pieces<'_> {
+    /// Adds pages that follow the ones added before.
+    fn push(&mut self, first: u64, count: u64, class: PageClass) {
+        match self.out[self.start..].last_mut() {
+            _ if count == 0 => {}
+            Some((last, same)) if *same == class => last.count += count,
+            _ => self.out.push((PageRun { block: self.block, first, count }, class)),
+        }
+    }
+}
+
+/// The first page from `from` on of a memfd that may have memory of its own. Only the kernel's word that there is
+/// none makes it later: in doubt a page is looked at.
+fn next_data(file: &File, from: u64) -> u64 {
+    match rustix::fs::seek(file, SeekFrom::Data(from * PAGE_SIZE as u64)) {
+        Ok(offset) => offset / PAGE_SIZE as u64,
+        Err(Errno::NXIO) => u64::MAX,
+        Err(_) => from,
+    }
+}
+
+/// The first page from `from` on that has no memory of its own.
+fn next_hole(file: &File, from: u64) -> u64 {
+    let Some(offset) = from.checked_mul(PAGE_SIZE as u64) else { return u64::MAX };
+    rustix::fs::seek(file, SeekFrom::Hole(offset)).map_or(u64::MAX, |offset| offset / PAGE_SIZE as u64)
 }
 
 /// The pages of a run's bytes with their positions in it.

@@ -3,7 +3,10 @@
 use migrated_guest::{GuestRam, PageClass};
 use migrated_pages::{BlockId, PAGE_SIZE, PageRun};
 use proptest::prelude::*;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use xxhash_rust::xxh3::xxh3_64;
 
 const PAGES: u64 = 24;
@@ -39,7 +42,44 @@ fn is_zero(copy: &[u8], index: u64) -> bool {
     page(copy, index).iter().all(|byte| *byte == 0)
 }
 
+/// The same in a memfd, of which only pages with content were ever touched.
+fn sparse(content: &[(usize, u8)]) -> (GuestRam, File, Vec<u8>) {
+    let bytes = PAGES as usize * PAGE_SIZE;
+    let file = File::from(rustix::fs::memfd_create("pages", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(bytes as u64).unwrap();
+    let backing = FileOffset::new(file.try_clone().unwrap(), 0);
+    let region = GuestRegionMmap::from_range(GuestAddress(BASE), bytes, Some(backing)).unwrap();
+    let low = GuestRegionMmap::from_range(GuestAddress(0), PAGE_SIZE, None).unwrap();
+    let memory = GuestMemoryMmap::from_regions(vec![low, region]).unwrap();
+    let mut copy = vec![0; bytes];
+    for (at, value) in content {
+        copy[*at] = *value;
+        memory.write_obj(*value, GuestAddress(BASE + *at as u64)).unwrap();
+    }
+    (GuestRam::new(memory).unwrap(), file, copy)
+}
+
 proptest! {
+    #[test]
+    fn untouched_memory_is_found_zero_and_stays_untouched(content in bytes(), run in run()) {
+        let (ram, file, copy) = sparse(&content);
+        let touched = file.metadata().unwrap().blocks();
+        let mut out = Vec::new();
+        ram.split_zero(run, &mut out);
+        let parts = out.iter().flat_map(|(part, class)| (part.first..part.first + part.count).map(move |p| (p, *class)));
+        let parts: Vec<_> = parts.collect();
+        prop_assert_eq!(parts.len() as u64, run.count);
+        for ((page, class), expected) in parts.into_iter().zip(run.first..) {
+            prop_assert_eq!(page, expected);
+            prop_assert_eq!(class == PageClass::Zero, is_zero(&copy, page));
+        }
+        prop_assert!(out.windows(2).all(|pair| pair[0].1 != pair[1].1), "neighbours differ");
+        // Short runs are looked at as they are.
+        if run.count >= 16 {
+            prop_assert_eq!(file.metadata().unwrap().blocks(), touched);
+        }
+    }
+
     #[test]
     fn zero_pages_are_split_off_in_maximal_runs(content in bytes(), run in run()) {
         let (ram, copy) = ram(&content);
