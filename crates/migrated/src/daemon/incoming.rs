@@ -39,19 +39,37 @@ impl Daemon {
         }
     }
 
-    /// A guest that comes back at once may come before this host has heard that it is gone: the one who
-    /// sends it knows from the destination.
+    /// The one who sends a guest may know more of what was here before than this host has heard yet: that
+    /// the guest which left here has arrived there, or that an attempt to send it here is over.
     async fn wait_for_former(&self, request: &PrepareIncoming) {
-        let former = self.vms.lock().get(&request.vm).and_then(|vm| vm.migration());
-        let Some(Ok(departure)) = former.map(|id| self.migration(&id)) else { return };
-        let left = |record: &MigrationRecord| {
-            record.state.is_some_and(|state| state.is_final() || state == MigrationState::Settling)
-        };
-        let leaving = matches!(departure.state(), MigrationState::StopAndCopy | MigrationState::Switchover);
-        if departure.role() == RecordRole::Source && leaving {
-            // Whatever comes of it is seen when the guest is registered.
-            let _ = tokio::time::timeout(CLEARING, departure.watch().wait_for(left)).await;
+        let Some(former) = self.vms.lock().get(&request.vm).cloned() else { return };
+        let migration = former.migration().and_then(|id| self.migration(&id).ok());
+        if former.state().0 == VmState::Incoming {
+            self.clear_attempt(&former, migration.as_deref(), &request.source).await;
+        } else if let Some(departure) = migration.filter(|migration| migration.role() == RecordRole::Source) {
+            let left = |record: &MigrationRecord| {
+                record.state.is_some_and(|state| state.is_final() || state == MigrationState::Settling)
+            };
+            if matches!(departure.state(), MigrationState::StopAndCopy | MigrationState::Switchover) {
+                // Whatever comes of it is seen when the guest is registered.
+                let _ = tokio::time::timeout(CLEARING, departure.watch().wait_for(left)).await;
+            }
         }
+    }
+
+    /// A source has one attempt at a time under way: what waits here for an earlier one waits in vain.
+    async fn clear_attempt(&self, former: &Vm, attempt: Option<&Migration>, source: &str) {
+        match attempt {
+            Some(attempt) if attempt.peer != source => return,
+            Some(attempt) => {
+                if let Ok(client) = former.client() {
+                    // Refused when it is ending already, which is as good.
+                    let _ = client.perform(Request::CancelMigration { migration: attempt.id }).await;
+                }
+            }
+            None => {}
+        }
+        former.wait_gone(CLEARING).await;
     }
 
     fn enter_incoming(

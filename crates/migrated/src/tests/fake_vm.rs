@@ -92,6 +92,7 @@ impl FakeVm {
             exit(3);
         }
         if let (VmStart::Incoming(plan), Some(listener)) = (&vm.start, listener) {
+            vm.expect(plan);
             let (vm, plan) = (Arc::clone(&vm), plan.clone());
             std::thread::spawn(move || vm.receive(&plan, &listener));
         }
@@ -183,14 +184,16 @@ impl FakeVm {
         self.exit(VmState::MigratedAway, "migrated_away");
     }
 
+    /// Knows its migration before anybody can ask for it.
+    fn expect(&self, plan: &IncomingPlan) {
+        let record = &mut self.inner.lock().record;
+        record.id = plan.migration.to_string();
+        record.vm.clone_from(&plan.vm);
+        record.role = RecordRole::Destination;
+        record.peer.clone_from(&plan.peer);
+    }
+
     fn receive(&self, plan: &IncomingPlan, listener: &TcpListener) {
-        {
-            let record = &mut self.inner.lock().record;
-            record.id = plan.migration.to_string();
-            record.vm.clone_from(&plan.vm);
-            record.role = RecordRole::Destination;
-            record.peer.clone_from(&plan.peer);
-        }
         let (stream, _) = listener.accept().unwrap();
         let mut reader = BufReader::new(&stream);
         let mut line = String::new();

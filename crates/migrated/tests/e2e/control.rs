@@ -98,6 +98,25 @@ fn the_source_may_be_cancelled_at_once_and_a_destination_gives_up_too() {
 }
 
 #[test]
+fn a_guest_can_be_sent_again_at_once() {
+    require!(Kvm, Netns);
+    let lab = Lab::new();
+    GUEST.create(&lab.a);
+    for (from, to) in [(&lab.a, &lab.b), (&lab.b, &lab.a), (&lab.a, &lab.b)] {
+        let begun = from.migrate("g", &json!({ "to": to.name, "bandwidth_bps": SLOW_BPS }));
+        await_state(from, &begun.id, MigrationState::Precopy);
+        assert_eq!(from.api.post_empty(&format!("/v1/migrations/{}/cancel", begun.id)).status, 202);
+        assert_eq!(from.await_end(&begun.id).state, Some(MigrationState::Cancelled));
+        // The destination may not have heard yet, or still be clearing up.
+        let record = from.await_end(&from.migrate("g", &json!({ "to": to.name })).id);
+        assert_complete(&record, Verify::Off);
+        to.await_end(&record.id);
+        assert_runs_only("g", to, from);
+    }
+    lab.await_tidy();
+}
+
+#[test]
 fn a_paused_guest_arrives_paused_with_its_console() {
     require!(Kvm, Netns);
     let lab = Lab::new();
