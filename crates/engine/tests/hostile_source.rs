@@ -62,7 +62,7 @@ fn assert_failed(mut destination: Destination) {
 #[test]
 fn an_end_without_all_pages_is_no_end() {
     let mut destination = receiving(VerifyWhen::Off);
-    destination.placed(0, [run(0, 7)], 0);
+    destination.placed(0, [run(0, 7)]);
     say(&mut destination, ToDestination::Finish { iteration: 1, sections: 0 });
     destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 7 });
     assert_failed(destination);
@@ -71,7 +71,7 @@ fn an_end_without_all_pages_is_no_end() {
 #[test]
 fn the_same_page_twice_is_not_two_pages() {
     let mut destination = receiving(VerifyWhen::Off);
-    destination.placed(0, [run(0, 4), run(0, 4)], 0);
+    destination.placed(0, [run(0, 4), run(0, 4)]);
     say(&mut destination, ToDestination::Finish { iteration: 1, sections: 0 });
     destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 8 });
     assert_failed(destination);
@@ -80,12 +80,12 @@ fn the_same_page_twice_is_not_two_pages() {
 #[test]
 fn counts_that_do_not_match_end_it() {
     let mut destination = receiving(VerifyWhen::Off);
-    destination.placed(0, [run(0, 8)], 0);
+    destination.placed(0, [run(0, 8)]);
     destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 9 });
     assert_failed(destination);
 
     let mut destination = receiving(VerifyWhen::Off);
-    destination.placed(0, [run(0, 8)], 0);
+    destination.placed(0, [run(0, 8)]);
     say(&mut destination, ToDestination::Finish { iteration: 1, sections: 2 });
     destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 8 });
     assert_failed(destination);
@@ -99,7 +99,7 @@ fn a_commit_is_taken_only_when_everything_is_ready_and_equal() {
 
     for (verify, epoch) in [(VerifyWhen::Off, EPOCH + 1), (VerifyWhen::Before, EPOCH)] {
         let mut destination = receiving(verify);
-        destination.placed(0, [run(0, 8)], 0);
+        destination.placed(0, [run(0, 8)]);
         say(&mut destination, ToDestination::Finish { iteration: 1, sections: 0 });
         destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 8 });
         destination.handle(NOW, DestinationEvent::Restored(NOW));

@@ -22,14 +22,6 @@ impl ReceivedMap {
         self.pages.insert(run)
     }
 
-    /// Forgets a run (a page found stale must come again).
-    ///
-    /// # Panics
-    /// On pages outside the layout.
-    pub fn remove(&mut self, run: PageRun) -> u64 {
-        self.pages.remove(run)
-    }
-
     /// Whether the page has been placed.
     #[must_use]
     pub fn contains(&self, block: BlockId, page: u64) -> bool {

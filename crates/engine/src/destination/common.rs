@@ -19,7 +19,6 @@ pub(super) struct Common {
     pub(super) verify: VerifyWhen,
     pub(super) guest_clock: Option<u64>,
     pub(super) comparison: Comparison,
-    pub(super) bytes: u64,
     pub(super) goodbye: bool,
 }
 
@@ -56,7 +55,6 @@ impl Common {
             verify: VerifyWhen::Off,
             guest_clock: None,
             comparison: Comparison::default(),
-            bytes: 0,
             goodbye: false,
         }
     }

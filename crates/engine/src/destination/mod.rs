@@ -211,10 +211,9 @@ impl Destination {
     }
 
     /// Pages of a frame are in place.
-    pub fn placed(&mut self, channel: u16, runs: impl IntoIterator<Item = PageRun>, bytes: u64) {
+    pub fn placed(&mut self, channel: u16, runs: impl IntoIterator<Item = PageRun>) {
         if let State::Receiving(state) = &mut self.state {
-            state.placed(channel, runs);
-            self.common.bytes += bytes;
+            self.common.record.ram.pages_sent += state.placed(channel, runs);
         }
     }
 

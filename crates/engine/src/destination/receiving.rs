@@ -15,7 +15,6 @@ pub(super) struct Receiving {
     received: ReceivedMap,
     sections: Vec<Section>,
     finish: Option<Finish>,
-    pages: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -31,7 +30,6 @@ impl Receiving {
             received: ReceivedMap::new(&common.config.identity.layout),
             sections: Vec::new(),
             finish: None,
-            pages: 0,
         }
     }
 
@@ -43,12 +41,15 @@ impl Receiving {
         &self.received
     }
 
-    pub(super) fn placed(&mut self, channel: u16, runs: impl IntoIterator<Item = PageRun>) {
+    /// Notes pages that are in place; returns how many.
+    pub(super) fn placed(&mut self, channel: u16, runs: impl IntoIterator<Item = PageRun>) -> u64 {
+        let mut pages = 0;
         for run in runs {
             self.received.insert(run);
             self.lanes.count(channel, run.count);
-            self.pages += run.count;
+            pages += run.count;
         }
+        pages
     }
 
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: DestinationEvent) -> State {
@@ -120,7 +121,6 @@ impl Receiving {
 
     fn ready(self, common: &mut Common, took: Duration) -> State {
         common.enter(MigrationState::Ready);
-        common.record.ram.pages_sent = self.pages;
         common.record.downtime_us.import = took.as_secs_f64() * 1e6;
         let received = self.received.count();
         common.send(ToSource::Ready { import_us: took.as_micros() as u64, received });

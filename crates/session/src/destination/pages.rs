@@ -87,14 +87,14 @@ impl PageThread {
                 let FrameHead { iteration, pages, .. } = head;
                 return Ok(Some(DestinationEvent::Marker { channel: self.channel, iteration, pages }));
             }
-            FrameKind::Pages => self.place(payload)?,
+            FrameKind::Pages => self.place()?,
             FrameKind::Hashes => self.compare(payload)?,
         }
         Ok(None)
     }
 
     /// Reads the payload straight into guest RAM, which nobody runs on yet.
-    fn place(&mut self, payload: usize) -> Result<(), ChannelFault> {
+    fn place(&mut self) -> Result<(), ChannelFault> {
         let ram = self.shared.ram.clone();
         let of = |class| self.runs.iter().filter(move |run| run.class == class).map(|run| run.pages);
         let slices: Vec<_> = of(PageClass::Data).map(|run| ram.slice(run)).collect();
@@ -115,7 +115,7 @@ impl PageThread {
             }
             engine = self.shared.engine.lock();
         }
-        engine.placed(self.channel, self.runs.iter().map(|run| run.pages), payload as u64);
+        engine.placed(self.channel, self.runs.iter().map(|run| run.pages));
         Ok(())
     }
 

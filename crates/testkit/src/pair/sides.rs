@@ -284,7 +284,7 @@ impl Pair {
                         self.destination_guest.place(run.block, page, *contents);
                     }
                 }
-                self.destination.placed(channel, frame.pages.iter().map(|(run, _)| *run), 0);
+                self.destination.placed(channel, frame.pages.iter().map(|(run, _)| *run));
             }
             FrameKind::Hashes => self.compare(channel, &frame),
         }
