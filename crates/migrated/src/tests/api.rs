@@ -15,8 +15,10 @@ fn raw(host: &Host, request: &str) -> (u16, String, String) {
     let mut stream = UnixStream::connect(&host.config.api.socket).unwrap();
     // A body that is too large is answered before it is read to its end.
     let _ = stream.write_all(request.as_bytes());
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    // For the same reason the connection may be reset behind the answer.
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     let kind = head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap_or_default();

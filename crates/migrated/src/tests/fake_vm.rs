@@ -125,9 +125,9 @@ impl FakeVm {
     }
 
     fn send(self: &Arc<Self>, plan: &MigratePlan) {
-        self.report(MigrationState::Precopy, None);
         let mut stream = TcpStream::connect(plan.endpoints[0]).unwrap();
         writeln!(stream, "{}", plan.token.to_hex()).unwrap();
+        self.report(MigrationState::Precopy, None);
         if self.does("endless") {
             wait_until("the end of pre-copy", PATIENCE, || {
                 self.inner.lock().cancelled || self.console.lock().range().end > GREETING.len() as u64
