@@ -125,6 +125,7 @@ fn garbage_at_the_migration_port_costs_little_and_the_source_still_comes() {
         assert_runs_only("g", &lab.b, &lab.a);
         let back = lab.b.await_end(&lab.b.migrate("g", &json!({ "to": "a" })).id);
         assert_complete(&back, Verify::Off);
+        lab.a.await_end(&back.id);
     }
     lab.await_tidy();
 }

@@ -179,7 +179,8 @@ fn one_round(lab: &mut Lab, from_a: bool, plan: &Plan) -> Story {
     let what = format!("{plan:?}, seen {seen:?}, killed {killed}: {source:?} {destination:?} {record:#?}");
     let runs = judge(plan.victim, killed, from, to, &record, &witness, &what);
     if runs.is_none() && source.is_some() {
-        assert_eq!(from.run(&["vm", "console", "g"]).stdout, console, "the console is kept");
+        // A guest that is new may have printed more since.
+        assert!(from.run(&["vm", "console", "g"]).stdout.starts_with(&console), "the console is kept");
     }
     lab.await_tidy();
     Story { record, runs }
