@@ -12,8 +12,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::scan;
 
-/// Shorter runs are looked at without asking the file for holes: that costs as much as a few pages.
-const HOLE_MIN: u64 = 16;
+/// From a page with memory on, so many are looked at before the file is asked again: asking costs as much as a few
+/// pages. (It is asked for data only. For the next hole the kernel would walk all pages up to it.)
+const ASK_EVERY: u64 = 16;
 
 /// A page without content, to copy from.
 static ZERO_PAGE: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
@@ -112,14 +113,14 @@ impl GuestRam {
     /// On a run outside the layout.
     pub fn split_zero(&self, run: PageRun, out: &mut Vec<(PageRun, PageClass)>) {
         let mut pieces = Pieces { block: run.block, start: out.len(), out };
-        let Some(file) = self.file_of(run).filter(|_| run.count >= HOLE_MIN) else {
+        let Some(file) = self.file_of(run).filter(|_| run.count >= ASK_EVERY) else {
             return self.scan_into(run, &mut pieces);
         };
         let (mut at, end) = (run.first, run.first + run.count);
         while at < end {
             let data = next_data(file, at).min(end);
             pieces.push(at, data - at, PageClass::Zero);
-            at = next_hole(file, data).clamp(data, end);
+            at = (data + ASK_EVERY).min(end);
             if at > data {
                 self.scan_into(PageRun { block: run.block, first: data, count: at - data }, &mut pieces);
             }
@@ -209,12 +210,6 @@ fn next_data(file: &File, from: u64) -> u64 {
         Err(Errno::NXIO) => u64::MAX,
         Err(_) => from,
     }
-}
-
-/// The first page from `from` on that has no memory of its own.
-fn next_hole(file: &File, from: u64) -> u64 {
-    let Some(offset) = from.checked_mul(PAGE_SIZE as u64) else { return u64::MAX };
-    rustix::fs::seek(file, SeekFrom::Hole(offset)).map_or(u64::MAX, |offset| offset / PAGE_SIZE as u64)
 }
 
 /// The pages of a run's bytes with their positions in it.

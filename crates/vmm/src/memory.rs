@@ -26,8 +26,6 @@ pub const HIGH_RAM_START: u64 = 4 << 30;
 const SHMEM_THP: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const ANON_THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const HUGETLB_2M: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
-/// What is populated beside other work at a time, in bytes: between two pieces it can be stopped.
-const BESIDE_PIECE: usize = 1 << 20;
 /// What one prefaulting thread takes at a time, in bytes.
 const PREFAULT_PIECE: usize = 64 << 20;
 
@@ -197,23 +195,6 @@ fn map_shared(file: Option<FileOffset>, size: usize, flags: i32) -> Result<MmapR
     MmapRegion::build(file, size, libc::PROT_READ | libc::PROT_WRITE, flags).map_err(|error| {
         MemoryError::Kernel { operation: "mapping guest RAM", source: io::Error::other(error) }
     })
-}
-
-/// Backs all RAM with pages, one piece after the other, for as long as `wanted` says so: beside other work,
-/// which finds the pages there or makes them itself.
-pub(crate) fn populate_beside(ram: &GuestRam, wanted: impl Fn() -> bool) -> io::Result<()> {
-    for region in ram.memory().iter() {
-        let mapping = region.get_mmap();
-        for offset in (0..mapping.size()).step_by(BESIDE_PIECE) {
-            if !wanted() {
-                return Ok(());
-            }
-            let length = BESIDE_PIECE.min(mapping.size() - offset);
-            advise(&mapping, offset, length, MemoryAdvice::PopulateWrite)?;
-            thread::yield_now();
-        }
-    }
-    Ok(())
 }
 
 /// Backs a whole region with pages, on all CPUs at once: zeroing pages is bound by the CPU.

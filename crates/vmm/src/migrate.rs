@@ -155,20 +155,6 @@ impl IncomingVm {
         &self.vm
     }
 
-    /// Touches all RAM on a thread of its own, while the guest arrives: what comes first then finds its pages, or
-    /// makes them. Waiting for it would delay the migration by what it takes, and save nothing.
-    pub fn prefault_beside(&self) {
-        let (ram, machine) = (self.vm.ram().clone(), std::sync::Arc::downgrade(&self.vm.machine));
-        let populate = move || {
-            if let Err(error) = memory::populate_beside(&ram, || machine.strong_count() > 0) {
-                tracing::warn!("RAM of an incoming guest is not touched ahead: {error}");
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("prefault".into()).spawn(populate) {
-            tracing::warn!("no thread to touch RAM ahead: {error}");
-        }
-    }
-
     /// Saves the fresh state and restores it: what both take here is what they will take in a downtime,
     /// and the first of each, which is the slowest, has then been.
     ///

@@ -13,7 +13,7 @@ use migrated_session::{
 };
 use migrated_tcp::{TcpTransport, TlsConfig};
 use migrated_transport::{Listener, Transport};
-use migrated_vmm::{IncomingVm, RunningVm, Vm, VmConfig};
+use migrated_vmm::{IncomingVm, RunningVm, Vm};
 
 use super::epochs::Epochs;
 use super::migration::{Active, Publisher};
@@ -73,11 +73,7 @@ pub fn transport(kind: TransportKind, tls: Option<&TlsFiles>) -> Result<Arc<dyn 
 fn prepare(process: &Arc<Process>, plan: &IncomingPlan) -> Result<Prepared, ControlError> {
     let transport = transport(plan.transport, plan.tls.as_ref())?;
     let config = boot::config(&process.dir, &plan.spec, Some(cpu::model(&plan.description.cpu)));
-    let config = config.map(|config| VmConfig { prefault: false, ..config });
     let guest = config.and_then(Vm::incoming).map_err(|error| errors::of_vmm(&error))?;
-    if plan.spec.prefault {
-        guest.prefault_beside();
-    }
     let identity = describe::identity(&plan.description)?;
     let ours = describe::describe(guest.vm())?;
     let differing = describe::differing_sections(&ours.sections, &plan.description.sections);

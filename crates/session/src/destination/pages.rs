@@ -60,8 +60,7 @@ impl PageThread {
             let received = self.frame();
             self.shared.traffic.add_received(self.odometer.advance(self.receiver.bytes_received()));
             match received {
-                // As at the source: vCPUs of this host wait for no more than a frame.
-                Ok(None) => thread::yield_now(),
+                Ok(None) => {}
                 Ok(Some(marker)) => {
                     if inbox.send(Happening::Event(marker)).is_err() {
                         return ChannelFault::Lost("the session is over".into());

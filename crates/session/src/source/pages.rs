@@ -54,9 +54,6 @@ impl PageThread {
                 Next::Pages { iteration } => {
                     let sent = self.send_pages(iteration, &runs, &mut classes)?;
                     self.shared.engine.lock().batch_sent(self.shared.clock.now(), sent);
-                    // A kernel that does not preempt system calls lets a vCPU wait for a whole tick otherwise, which
-                    // its guest sees as a gap longer than the downtime.
-                    thread::yield_now();
                 }
                 Next::Hashes { iteration } => {
                     for run in &runs {
