@@ -2,6 +2,11 @@ use std::time::Duration;
 
 use crate::limits::{PEER_DEAD_AFTER, PING_EVERY};
 
+/// So many pings go out early and fast: the shortest of several round trips is the link's, a single one may have
+/// waited for a CPU.
+const FIRST_PINGS: u64 = 8;
+const FIRST_PINGS_EVERY: Duration = Duration::from_millis(10);
+
 /// Knows when the peer was last heard, and the round-trip time.
 #[derive(Debug)]
 pub(crate) struct Liveness {
@@ -29,7 +34,7 @@ impl Liveness {
         }
         self.nonce += 1;
         self.ping_sent = Some((self.nonce, now));
-        self.next_ping = now + PING_EVERY;
+        self.next_ping = now + if self.nonce <= FIRST_PINGS { FIRST_PINGS_EVERY } else { PING_EVERY };
         Some(self.nonce)
     }
 
