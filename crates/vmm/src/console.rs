@@ -1,7 +1,8 @@
 //! What the guest wrote to its serial port: the last bytes, at absolute offsets.
 //!
 //! The ring may lie in a file. The kernel then keeps the bytes even when this process is killed, and
-//! whoever supervises it reads them with [`Console::read_file`].
+//! whoever supervises it reads them out of the file: a header with magic, capacity and the number of bytes ever
+//! written, eight bytes each, and behind it the ring.
 
 use std::fs::File;
 use std::io;
@@ -61,16 +62,6 @@ impl Console {
         let region = map(file)?;
         let written = if fresh { 0 } else { header(&region)? };
         Self::with(region, written)
-    }
-
-    /// The output in a console's file, whose process may be gone, as [`Console::read_from`].
-    ///
-    /// # Errors
-    /// The kernel's; `InvalidData` when the file is no console's.
-    pub fn read_file(file: File, offset: u64) -> io::Result<(u64, Vec<u8>)> {
-        let bytes = map(file)?;
-        let written = header(&bytes)?;
-        Ok(Ring { bytes, written, wakers: Vec::new() }.read_from(offset))
     }
 
     fn with(bytes: MmapRegion<()>, written: u64) -> io::Result<Self> {
@@ -216,9 +207,9 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let console = Console::in_file(file.try_clone().unwrap()).unwrap();
         console.write(b"before");
-        assert_eq!(Console::read_file(file.try_clone().unwrap(), 2).unwrap(), (2, b"fore".to_vec()));
         drop(console);
         let console = Console::in_file(file.try_clone().unwrap()).unwrap();
+        assert_eq!(console.read_from(2), (2, b"fore".to_vec()));
         console.write(b" after");
         assert_eq!(console.read_from(0), (0, b"before after".to_vec()));
 
