@@ -41,7 +41,7 @@ pub struct VmList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ConsoleQuery {
-    /// Offset of the first byte, into all that was ever written; older than what is kept means the oldest.
+    /// Offset of the first byte, into all that was written on this host: a guest that moves begins anew; older than what is kept means the oldest.
     #[serde(default)]
     pub from: u64,
     /// Go on as output comes, until the VM ends.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 const MAGIC: [u8; 8] = *b"MGRDCON1";
 const HEADER: u64 = 24;
 
-/// Which bytes of the console's output can be read, as offsets into all it ever wrote.
+/// Which bytes of the console's output can be read, as offsets into all it wrote on this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ConsoleRange {

@@ -19,8 +19,8 @@ fn identity() -> GuestIdentity {
     }
 }
 
-/// A destination whose source has said what it will send, on one channel.
-fn receiving(verify: VerifyWhen) -> Destination {
+/// A destination to which a source has connected.
+fn connected() -> Destination {
     let config = DestinationConfig {
         identity: identity(),
         epoch: EPOCH,
@@ -30,14 +30,17 @@ fn receiving(verify: VerifyWhen) -> Destination {
     };
     let mut destination = Destination::new(config, MigrationRecord::default(), NOW);
     destination.handle(NOW, DestinationEvent::Connected);
-    let preflight = ToDestination::Preflight {
-        identity: identity(),
-        epoch: EPOCH,
-        channels: 1,
-        verify,
-        guest_clock: None,
-    };
-    destination.handle(NOW, DestinationEvent::Message(preflight));
+    destination
+}
+
+fn preflight(identity: GuestIdentity, epoch: u64, channels: u16, verify: VerifyWhen) -> ToDestination {
+    ToDestination::Preflight { identity, epoch, channels, verify, guest_clock: None }
+}
+
+/// A destination whose source has said what it will send, on one channel.
+fn receiving(verify: VerifyWhen) -> Destination {
+    let mut destination = connected();
+    say(&mut destination, preflight(identity(), EPOCH, 1, verify));
     assert_eq!(destination.state(), MigrationState::Receiving);
     destination
 }
@@ -121,24 +124,9 @@ fn frames_come_only_when_they_are_due() {
 
 #[test]
 fn a_guest_that_differs_from_the_prepared_one_is_refused_with_all_reasons() {
-    let config = DestinationConfig {
-        identity: identity(),
-        epoch: EPOCH,
-        rehearsal: NOW,
-        patience: Duration::from_secs(1),
-        peer: "hostile".into(),
-    };
-    let mut destination = Destination::new(config, MigrationRecord::default(), NOW);
-    destination.handle(NOW, DestinationEvent::Connected);
+    let mut destination = connected();
     let other = GuestIdentity { cpu: vec![1].into(), ..identity() };
-    let preflight = ToDestination::Preflight {
-        identity: other,
-        epoch: EPOCH + 1,
-        channels: 0,
-        verify: VerifyWhen::Off,
-        guest_clock: None,
-    };
-    say(&mut destination, preflight);
+    say(&mut destination, preflight(other, EPOCH + 1, 0, VerifyWhen::Off));
     let actions: Vec<_> = std::iter::from_fn(|| destination.poll_action()).collect();
     let refused = actions.iter().find_map(|action| match action {
         DestinationAction::Send(migrated_wire::ToSource::PreflightRefused { reasons }) => Some(reasons),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_mp_state};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use migrated_kernel::MemorySlots;
+use migrated_testkit::wait_until;
 use migrated_vmm::boot::{BootPlan, load_workload};
 use migrated_vmm::workload::{WorkloadCounters, read};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -106,11 +107,15 @@ impl Machine {
     fn join(&mut self) -> Vec<thread::Result<VcpuFd>> {
         self.stop.store(true, Ordering::SeqCst);
         let join = |thread: JoinHandle<VcpuFd>| {
-            // The signal may come just before KVM_RUN and be lost on it: once more, until the thread ends.
-            while !thread.is_finished() {
-                thread.kill(SIGRTMIN()).unwrap();
-                thread::yield_now();
-            }
+            // The signal may come just before KVM_RUN and be lost on it: once more, until the thread ends. Not without
+            // a pause, or the thread would handle signals and do nothing else.
+            wait_until("a vCPU's thread ends", PATIENCE, || {
+                let ended = thread.is_finished();
+                if !ended {
+                    thread.kill(SIGRTMIN()).unwrap();
+                }
+                ended
+            });
             thread.join()
         };
         self.running.drain(..).map(join).collect()
