@@ -121,6 +121,9 @@ impl PageThread {
     /// Zero pages that were placed before. The others are zero already, and touching them would give them
     /// memory of their own.
     fn zero_again(&self) -> Vec<PageRun> {
+        if self.runs.iter().all(|run| run.class == PageClass::Data) {
+            return Vec::new();
+        }
         let engine = self.shared.engine.lock();
         let zero = self.runs.iter().filter(|run| run.class == PageClass::Zero).map(|run| run.pages);
         zero.flat_map(|run| (run.first..run.first + run.count).map(move |page| (run.block, page)))
