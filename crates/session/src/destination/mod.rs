@@ -277,7 +277,11 @@ impl DestinationSession {
             let Some(action) = shared.engine.lock().poll_action() else { break };
             let answer = match action {
                 DestinationAction::Send(message) => {
-                    hands.send(&message, &shared.traffic).err().map(DestinationEvent::LinkLost)
+                    if let Err(reason) = hands.send(&message, &shared.traffic) {
+                        // As at the source: the reader notices, behind what the peer had said.
+                        tracing::debug!("a message was not sent: {reason}");
+                    }
+                    None
                 }
                 DestinationAction::Restore(sections) => Some(hands.restore(sections)),
                 DestinationAction::RecordCommit(epoch) => Some(match self.epochs.record_commit(epoch) {

@@ -204,10 +204,10 @@ impl SourceSession {
             let Some(action) = shared.engine.lock().poll_action() else { break };
             match action {
                 SourceAction::Send(message) => {
-                    if let Some(Err(reason)) = link.as_mut().map(|link| link.send(&message, &shared.traffic))
-                    {
-                        // The reader notices as well; what is reported twice is handled once.
-                        let _ = self.remote.events.send(SourceEvent::LinkLost(reason));
+                    let sent = link.as_mut().map(|link| link.send(&message, &shared.traffic));
+                    if let Some(Err(reason)) = sent {
+                        // The reader notices as well, behind what the peer had said: its reason must not be lost.
+                        tracing::debug!("a message was not sent: {reason}");
                     }
                 }
                 SourceAction::Wake => {
