@@ -3,11 +3,16 @@
 //!
 //! Requests refuse unknown fields: a misspelt limit must not be a limit that is not kept.
 
+mod cpu;
 mod incoming;
 mod migration;
 mod problem;
 mod vm;
 
+pub use cpu::{
+    BaselineLevel, BaselineList, BaselineRequest, CpuCheck, CpuSource, HostCpuReport, NextLevel, VmCpu,
+    Withheld,
+};
 pub use incoming::{PrepareIncoming, Prepared, ResolveAnswer, ResolveRequest, Versions};
 pub use migration::{MigrationList, StartMigration};
 pub use problem::{Problem, Reason};
@@ -15,6 +20,10 @@ pub use vm::{ConsoleQuery, Vm, VmList};
 
 pub use migrated_control::{
     BootSource, ConsoleRange, MemoryBacking, Resolution, TransportKind, VmSpec, VmState, WorkloadCounters,
+};
+pub use migrated_cpuid::{
+    BaselineSpec, CpuDump, CpuReport, CustomBaseline, FeatureSet, HostIdentity, LostFeature, Mismatch,
+    PoolBaseline,
 };
 pub use migrated_engine::{
     MigrationRecord, MigrationState, Mode, OnTimeout, RecordError, RecordRole, Verify,

@@ -1,3 +1,4 @@
+use migrated_cpuid::CpuReport;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -18,6 +19,9 @@ pub struct Problem {
     /// Every single thing that was wrong, where there may be several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<Reason>,
+    /// What of a guest's CPU a host can't give, where that is among what was wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuReport>,
 }
 
 impl Problem {

@@ -2,6 +2,8 @@ use migrated_control::{ConsoleRange, VmSpec, VmState, WorkloadCounters};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::VmCpu;
+
 /// A VM on this host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Vm {
@@ -23,6 +25,8 @@ pub struct Vm {
     pub console: ConsoleRange,
     /// What the built-in workload guest counts. Only when a single VM is asked for.
     pub workload: Option<WorkloadCounters>,
+    /// The CPU that it was given. Only when a single VM is asked for.
+    pub cpu: Option<VmCpu>,
     /// Time that vCPUs were kept from running by us since the start, in µs, all together.
     pub vcpu_blocked_us: u64,
     /// Id of the migration it is in.

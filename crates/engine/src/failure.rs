@@ -87,6 +87,7 @@ impl From<&Failure> for RecordError {
             code: failure.code.as_str().to_owned(),
             message: failure.message.clone(),
             phase: Some(failure.phase),
+            details: None,
         }
     }
 }

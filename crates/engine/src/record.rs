@@ -200,6 +200,11 @@ pub struct RecordError {
     pub message: String,
     /// The phase it happened in.
     pub phase: Option<MigrationState>,
+    /// What else the peer's problem document said for machines, by the names of its members; `cpu` for
+    /// what of the guest's CPU the destination can't give.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub details: Option<serde_json::Value>,
 }
 
 /// The parts of the downtime, in µs. They follow each other; parts of both ends that overlap

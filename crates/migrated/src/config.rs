@@ -1,6 +1,10 @@
 //! A host's configuration: a TOML file, and the flags of `serve` that replace parts of it.
 //! `host.example.toml` documents every key.
 
+mod defaults;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use migrated_api::{OnTimeout, TransportKind, Verify};
 use migrated_control::{PortRange, TlsFiles};
+use migrated_cpuid::FeatureSet;
 use serde::Deserialize;
 
 /// The commented example, which `serve --print-config` shows.
@@ -32,6 +37,8 @@ pub struct HostConfig {
     pub migration: MigrationConfig,
     /// Hosts known by name.
     pub peers: BTreeMap<String, PeerConfig>,
+    /// What only tests need.
+    pub testing: TestingConfig,
 }
 
 /// `[api]`
@@ -70,6 +77,16 @@ pub struct GuestsConfig {
     pub memory_limit_bytes: Option<u64>,
     /// RAM left to the system, in bytes.
     pub memory_reserve_bytes: u64,
+    /// CPU features that new guests don't get.
+    pub hide_cpu_features: Vec<String>,
+}
+
+/// `[testing]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TestingConfig {
+    /// Dump of the CPU that this host pretends to have.
+    pub simulate_cpu: Option<PathBuf>,
 }
 
 /// `[migration]`
@@ -124,65 +141,6 @@ pub struct PeerConfig {
     pub server_name: Option<String>,
 }
 
-impl Default for HostConfig {
-    fn default() -> Self {
-        Self {
-            name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            state_dir: "/var/lib/migrated".into(),
-            api: ApiConfig::default(),
-            guests: GuestsConfig::default(),
-            migration: MigrationConfig::default(),
-            peers: BTreeMap::new(),
-        }
-    }
-}
-
-impl Default for ApiConfig {
-    fn default() -> Self {
-        Self {
-            socket: "/run/migrated/api.sock".into(),
-            socket_mode: "0660".into(),
-            listen: None,
-            token_file: None,
-            tls: None,
-        }
-    }
-}
-
-impl Default for GuestsConfig {
-    fn default() -> Self {
-        Self { memory_limit_bytes: None, memory_reserve_bytes: 256 << 20 }
-    }
-}
-
-impl Default for MigrationConfig {
-    fn default() -> Self {
-        Self {
-            ip: None,
-            // IANA's dynamic range starts here; 64 guests may come in at once.
-            ports: (49152, 49215),
-            allow_plain_tcp: false,
-            server_name: None,
-            tls: None,
-            defaults: MigrationDefaults::default(),
-        }
-    }
-}
-
-impl Default for MigrationDefaults {
-    fn default() -> Self {
-        Self {
-            max_downtime_ms: 300.0,
-            timeout_s: 600.0,
-            on_timeout: OnTimeout::Cancel,
-            max_iterations: 30,
-            bandwidth_bps: None,
-            channels: None,
-            verify: Verify::Off,
-        }
-    }
-}
-
 impl HostConfig {
     /// Reads the file at `path`.
     pub fn load(path: &Path) -> Result<Self> {
@@ -220,7 +178,17 @@ impl HostConfig {
             "`migration.ip` is told to sources, so it must be an address of this host that they reach, not {}",
             self.migration_ip()
         );
+        self.hidden_features()?;
         migration.defaults.validate()
+    }
+
+    /// CPU features that new guests don't get.
+    pub fn hidden_features(&self) -> Result<FeatureSet> {
+        let faults = |errors: Vec<migrated_cpuid::BaselineError>| {
+            let faults: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!("`guests.hide_cpu_features`: {}", faults.join("; "))
+        };
+        FeatureSet::named(&self.guests.hide_cpu_features).map_err(faults)
     }
 
     /// Permissions of the API's Unix socket.
@@ -291,107 +259,5 @@ impl MigrationDefaults {
             "`migration.defaults.channels` must be 1 to {MAX_CHANNELS}"
         );
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The example with every key that is commented out put in.
-    fn whole_example() -> String {
-        let uncommented = EXAMPLE.lines().map(|line| match line.strip_prefix("# ") {
-            Some(rest) if rest.starts_with('[') || is_key(rest) => rest,
-            _ => line,
-        });
-        uncommented.collect::<Vec<_>>().join("\n")
-    }
-
-    fn is_key(line: &str) -> bool {
-        let name = line.split_once(" = ").map(|(name, _)| name);
-        name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
-    }
-
-    fn error(text: &str) -> String {
-        let checked = HostConfig::parse(text).and_then(|config| config.validate());
-        format!("{:#}", checked.unwrap_err())
-    }
-
-    #[test]
-    fn the_example_shows_the_defaults() {
-        assert_eq!(HostConfig::parse(EXAMPLE).unwrap(), HostConfig::default());
-        HostConfig::default().validate().unwrap();
-    }
-
-    #[test]
-    fn the_example_shows_every_key_and_each_is_one() {
-        let config = HostConfig::parse(&whole_example()).unwrap();
-        config.validate().unwrap();
-        // Everything that is nothing by default is something here.
-        let tls = config.api.tls.unwrap();
-        assert!(tls.ca.is_some() && config.api.listen.is_some() && config.api.token_file.is_some());
-        assert!(config.guests.memory_limit_bytes.is_some());
-        assert!(config.migration.ip.is_some() && config.migration.server_name.is_some());
-        assert!(config.migration.tls.is_some());
-        assert!(
-            config.migration.defaults.bandwidth_bps.is_some() && config.migration.defaults.channels.is_some()
-        );
-        let peer = &config.peers["host-b"];
-        assert!(peer.token_file.is_some() && peer.ca.is_some() && peer.server_name.is_some());
-    }
-
-    #[test]
-    fn unknown_keys_are_refused_at_every_level() {
-        for text in [
-            "colour = 1",
-            "[api]\ncolour = 1",
-            "[api.tls]\ncert = \"a\"\nkey = \"b\"\ncolour = 1",
-            "[guests]\ncolour = 1",
-            "[migration]\ncolour = 1",
-            "[migration.defaults]\ncolour = 1",
-            "[migration.tls]\nca = \"a\"\ncert = \"a\"\nkey = \"b\"\ncolour = 1",
-            "[peers.b]\nurl = \"http://b\"\ncolour = 1",
-        ] {
-            assert!(error(text).contains("unknown field `colour`"), "{text}: {}", error(text));
-        }
-    }
-
-    #[test]
-    fn an_open_door_is_refused_and_a_locked_one_is_not() {
-        let listen = "[api]\nlisten = \"127.0.0.1:1\"\n";
-        assert!(error(listen).contains("token_file"), "{}", error(listen));
-        let tls = format!("{listen}[api.tls]\ncert = \"a\"\nkey = \"b\"\n");
-        assert!(error(&tls).contains("client certificates"), "{}", error(&tls));
-        HostConfig::parse(&format!("{tls}ca = \"c\"\n")).unwrap().validate().unwrap();
-        HostConfig::parse(&format!("{listen}token_file = \"t\"\n")).unwrap().validate().unwrap();
-    }
-
-    #[test]
-    fn values_that_cant_be_are_refused_by_name() {
-        for (text, name) in [
-            ("name = \"\"", "`name`"),
-            ("[api]\nsocket_mode = \"rw\"", "socket_mode"),
-            ("[api]\nsocket_mode = \"1777\"", "socket_mode"),
-            ("[migration]\nports = [2, 1]", "ports"),
-            ("[migration]\nip = \"0.0.0.0\"", "migration.ip"),
-            ("[migration.defaults]\nmax_downtime_ms = 0", "max_downtime_ms"),
-            ("[migration.defaults]\ntimeout_s = nan", "timeout_s"),
-            ("[migration.defaults]\nchannels = 65", "channels"),
-            ("[migration.defaults]\nbandwidth_bps = 0", "bandwidth_bps"),
-            ("[migration.defaults]\nmax_iterations = 0", "max_iterations"),
-            ("[migration.defaults]\non_timeout = \"pray\"", "on_timeout"),
-        ] {
-            assert!(error(text).contains(name), "{text}: {}", error(text));
-        }
-        let unspecified = "[api]\nlisten = \"0.0.0.0:1\"\ntoken_file = \"t\"";
-        assert!(error(unspecified).contains("migration.ip"), "{}", error(unspecified));
-    }
-
-    #[test]
-    fn guests_are_received_where_the_api_is_unless_told_otherwise() {
-        let ip = |text: &str| HostConfig::parse(text).unwrap().migration_ip().to_string();
-        assert_eq!(ip(""), "127.0.0.1");
-        assert_eq!(ip("[api]\nlisten = \"10.0.0.1:1\""), "10.0.0.1");
-        assert_eq!(ip("[api]\nlisten = \"10.0.0.1:1\"\n[migration]\nip = \"10.0.1.1\""), "10.0.1.1");
     }
 }

@@ -1,10 +1,12 @@
 //! Everything that a daemon counts: names, units, help and buckets in one table, and where the
 //! figures come from.
 
+mod ended;
+
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use metrics::{Unit, counter, gauge, histogram, with_local_recorder};
+use metrics::{Unit, counter, gauge, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use migrated_api::{MigrationRecord, MigrationState, RecordRole, VmState};
 use serde::Serialize;
@@ -74,6 +76,8 @@ const WIRE_RATIO: &str = "migrated_migration_wire_to_ram_ratio";
 const ACTIVE: &str = "migrated_active_migrations";
 const VMS: &str = "migrated_vms";
 const BLOCKED: &str = "migrated_vcpu_blocked_seconds";
+const CPU_REFUSALS: &str = "migrated_cpu_refusals_total";
+const CPU_FEATURES_LOST: &str = "migrated_host_cpu_features_lost";
 
 /// All metrics.
 pub const DECLARED: &[Declared] = &[
@@ -156,6 +160,20 @@ pub const DECLARED: &[Declared] = &[
         labels: &[],
         help: "Time that vCPUs of the VMs now on this host were kept from running by migration, all together",
     },
+    Declared {
+        name: CPU_REFUSALS,
+        kind: Kind::Counter,
+        unit: "count",
+        labels: &["at"],
+        help: "Guests that this host refused because of their CPU, at their creation or at their admission",
+    },
+    Declared {
+        name: CPU_FEATURES_LOST,
+        kind: Kind::Gauge,
+        unit: "count",
+        labels: &[],
+        help: "Features that this host's CPU offered once and offers no more",
+    },
 ];
 
 /// A daemon's metrics.
@@ -196,27 +214,12 @@ impl Metrics {
 
     /// Counts a migration that has just ended.
     pub fn migration_ended(&self, record: &MigrationRecord) {
-        let outcome = record.state.map_or("unknown", MigrationState::name);
-        let mode = mode(record);
-        with_local_recorder(&self.recorder, || {
-            counter!(MIGRATIONS, "role" => role(record.role), "mode" => mode, "outcome" => outcome)
-                .increment(1);
-            if record.role != RecordRole::Source {
-                return;
-            }
-            histogram!(MIGRATION_SECONDS, "mode" => mode, "outcome" => outcome).record(record.total_ms / 1e3);
-            let data = record.iterations.iter().map(|iteration| iteration.bytes).sum::<u64>();
-            let zero = record.ram.pages_zero.saturating_mul(PAGE_SIZE);
-            counter!(BYTES, "class" => "data").increment(data);
-            counter!(BYTES, "class" => "zero").increment(zero);
-            counter!(BYTES, "class" => "state").increment(record.wire_bytes.sent.saturating_sub(data));
-            for iteration in &record.iterations {
-                histogram!(DIRTY_RATE).record(iteration.dirty_rate_pps);
-            }
-            if record.state == Some(MigrationState::Completed) {
-                completed(record, mode);
-            }
-        });
+        with_local_recorder(&self.recorder, || ended::count(record));
+    }
+
+    /// Counts a guest that was refused because of its CPU: at `creation` or `admission`.
+    pub fn cpu_refused(&self, at: &'static str) {
+        with_local_recorder(&self.recorder, || counter!(CPU_REFUSALS, "at" => at).increment(1));
     }
 
     /// Everything as Prometheus reads it, with the VMs and active migrations of this moment.
@@ -225,6 +228,7 @@ impl Metrics {
         vms: &[VmState],
         blocked_us: u64,
         active: &[(RecordRole, MigrationState)],
+        cpu_features_lost: usize,
     ) -> String {
         with_local_recorder(&self.recorder, || {
             let mut by_state: BTreeMap<&str, u32> =
@@ -238,41 +242,10 @@ impl Metrics {
                 }
             }
             gauge!(BLOCKED).set(blocked_us as f64 / 1e6);
+            gauge!(CPU_FEATURES_LOST).set(cpu_features_lost as f64);
         });
         self.handle.run_upkeep();
         self.handle.render()
-    }
-}
-
-/// A page as records count them, in bytes.
-const PAGE_SIZE: u64 = 4096;
-
-fn completed(record: &MigrationRecord, mode: &'static str) {
-    let downtime = &record.downtime_us;
-    let parts = [
-        ("total", downtime.total),
-        ("pause", downtime.pause),
-        ("final_pages", downtime.final_pages),
-        ("export", downtime.export),
-        ("send", downtime.send),
-        ("import", downtime.import),
-        ("resume", downtime.resume),
-    ];
-    for (part, us) in parts {
-        histogram!(DOWNTIME_SECONDS, "mode" => mode, "part" => part).record(us / 1e6);
-    }
-    histogram!(SETUP_SECONDS, "mode" => mode).record(record.setup_ms / 1e3);
-    histogram!(THROUGHPUT, "transport" => record.transport.clone()).record(record.throughput_bps);
-    histogram!(ITERATIONS, "mode" => mode).record(record.iterations.len() as f64);
-    if record.ram.bytes > 0 {
-        let ratio = record.wire_bytes.sent as f64 / record.ram.bytes as f64;
-        histogram!(WIRE_RATIO, "mode" => mode).record(ratio);
-    }
-}
-
-const fn mode(record: &MigrationRecord) -> &'static str {
-    match record.mode {
-        migrated_api::Mode::Precopy => "precopy",
     }
 }
 

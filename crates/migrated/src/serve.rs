@@ -41,6 +41,9 @@ pub struct ServeArgs {
     /// Let guests travel in the clear [config: migration.allow_plain_tcp].
     #[arg(long)]
     allow_plain_tcp: bool,
+    /// For tests only: pretend to have the CPU of this dump [config: testing.simulate_cpu].
+    #[arg(long, value_name = "FILE")]
+    simulate_cpu: Option<PathBuf>,
 }
 
 impl ServeArgs {
@@ -57,6 +60,7 @@ impl ServeArgs {
         config.migration.ip = self.migration_ip.or(config.migration.ip);
         config.migration.ports = self.migration_ports.unwrap_or(config.migration.ports);
         config.migration.allow_plain_tcp |= self.allow_plain_tcp;
+        config.testing.simulate_cpu = self.simulate_cpu.or(config.testing.simulate_cpu);
         config.validate()?;
         Ok(config)
     }

@@ -100,7 +100,7 @@ fn kernels_that_cant_boot_are_refused_with_what_is_wrong_and_leave_nothing() {
     for memory in ["0", "1M", "65M", "16777217"] {
         assert_eq!(create(Path::new("/k"), memory).0, "invalid_request", "{memory}");
     }
-    assert_eq!(create(Path::new("/k"), "1024T").0, "insufficient_memory");
+    assert_eq!(create(Path::new("/k"), "16T").0, "insufficient_memory");
 }
 
 #[test]

@@ -2,6 +2,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use migrated_api::{MigrationList, MigrationRecord};
 
+use super::cpu::report;
 use super::output::{Output, table};
 use super::progress;
 use crate::client::ApiClient;
@@ -143,10 +144,11 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
     });
     let decisions =
         record.decisions.iter().map(|d| vec![show_us(d.at_ms * 1e3), d.decision.clone(), d.reason.clone()]);
-    [
-        table(&[], rows),
-        table(&["iteration", "pages", "bytes", "time", "dirty rate"], iterations),
-        table(&["at", "decision", "reason"], decisions),
-    ]
-    .join("\n\n")
+    let tables = [
+        Some(table(&[], rows)),
+        report::of_record(record.error.as_ref()),
+        Some(table(&["iteration", "pages", "bytes", "time", "dirty rate"], iterations)),
+        Some(table(&["at", "decision", "reason"], decisions)),
+    ];
+    tables.into_iter().flatten().collect::<Vec<_>>().join("\n\n")
 }

@@ -2,6 +2,7 @@
 
 mod certs;
 mod connect;
+mod cpu;
 mod migrate;
 mod migration;
 pub mod output;
@@ -46,6 +47,9 @@ enum Command {
     /// Look at migrations and cancel them.
     #[command(subcommand)]
     Migration(migration::MigrationCommand),
+    /// CPUs: what hosts give, what they have in common, who can run where.
+    #[command(subcommand)]
+    Cpu(cpu::CpuCommand),
     /// See a guest move between two daemons on this machine and back.
     Demo(demo::DemoArgs),
     /// Certificates for trying out `tcp+tls`.
@@ -106,6 +110,7 @@ async fn run(connect: connect::ConnectArgs, json: bool, command: Command) -> Res
         Command::Vm(command) => vm::run(&connect.client()?, output, command).await?,
         Command::Migrate(args) => return migrate::run(&connect.client()?, output, args).await,
         Command::Migration(command) => migration::run(&connect.client()?, output, command).await?,
+        Command::Cpu(command) => return cpu::run(&connect, output, command).await,
         Command::Demo(args) => return demo::run(output, args).await,
         Command::Certs(command) => certs::run(output, command)?,
         Command::Completions { shell } => {

@@ -2,9 +2,11 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
+use migrated_api::{Problem, Reason};
 use serde::Serialize;
 use serde_json::json;
 
+use super::cpu::report;
 use crate::client::ApiClientError;
 
 /// How results are printed.
@@ -43,6 +45,16 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
     table.trim_fmt()
 }
 
+fn problem_for_people(problem: &Problem) -> String {
+    // The CPU's reasons are the rows of its table.
+    let of_cpu = |reason: &&Reason| problem.cpu.is_some() && reason.code == "cpu_incompatible";
+    let reasons = problem.reasons.iter().filter(|reason| !of_cpu(reason));
+    let reasons: String = reasons.map(|r| format!("\n  - {}: {}", r.code, r.detail)).collect();
+    let detail = if reasons.is_empty() { &problem.detail } else { &problem.title };
+    let cpu = problem.cpu.as_ref().map(|cpu| format!("\n\n{}", report::details(cpu))).unwrap_or_default();
+    format!("error [{}]: {detail}{reasons}{cpu}", problem.code)
+}
+
 /// Prints why it did not work, with the problem's code and every reason.
 pub fn print_error(error: &anyhow::Error, json: bool) {
     let api = error.downcast_ref::<ApiClientError>();
@@ -54,11 +66,7 @@ pub fn print_error(error: &anyhow::Error, json: bool) {
         (true, None) => {
             json!({ "error": { "code": "cli_error", "detail": format!("{error:#}") } }).to_string()
         }
-        (false, Some(ApiClientError::Problem(problem))) => {
-            let reasons = problem.reasons.iter().map(|r| format!("\n  - {}: {}", r.code, r.detail));
-            let detail = if problem.reasons.is_empty() { &problem.detail } else { &problem.title };
-            format!("error [{}]: {detail}{}", problem.code, reasons.collect::<String>())
-        }
+        (false, Some(ApiClientError::Problem(problem))) => problem_for_people(problem),
         (false, Some(other)) => format!("error [{}]: {other}", other.code()),
         (false, None) => format!("error: {error:#}"),
     };

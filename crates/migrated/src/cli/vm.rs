@@ -7,6 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use http_body_util::BodyExt;
 use migrated_api::{BootSource, MemoryBacking, Vm, VmList, VmSpec};
 
+use super::cpu::list::wrapped;
+use super::cpu::source::baseline_spec;
 use super::output::{Output, table};
 use crate::client::ApiClient;
 use crate::units;
@@ -51,6 +53,10 @@ pub struct CreateArgs {
     /// Number of vCPUs.
     #[arg(long, default_value_t = 1)]
     vcpus: u32,
+    /// The CPU that the guest gets: a baseline's name (`migrated cpu baseline --list`), `host` for everything
+    /// of this host that is safe to migrate, or a TOML file that changes one.
+    #[arg(long, value_name = "NAME|FILE|host", default_value = "host")]
+    cpu_baseline: String,
     /// What backs the RAM.
     #[arg(long, value_enum, default_value_t = Backing::Memfd)]
     backing: Backing,
@@ -128,6 +134,7 @@ impl CreateArgs {
             boot,
             backing,
             prefault: self.prefault,
+            cpu_baseline: baseline_spec(&self.cpu_baseline)?,
         })
     }
 }
@@ -209,6 +216,12 @@ fn vm_for_people(vm: &Vm) -> String {
             BootSource::Workload { cmdline } => format!("the workload guest: {cmdline}"),
         }),
     );
+    if let Some(cpu) = &vm.cpu {
+        let best = cpu.best.clone().unwrap_or_else(|| "no named baseline".into());
+        row("cpu", Some(format!("{best} (made from {})", cpu.baseline)));
+        row("cpu, not hidden", (!cpu.unmasked.is_empty()).then(|| wrapped(&cpu.unmasked)));
+        row("CPU SIMULATED", cpu.simulated.then(|| "ITS HOST ONLY PRETENDS TO HAVE THAT CPU".into()));
+    }
     if let Some(work) = &vm.workload {
         row("passes", Some(work.passes.to_string()));
         row("pages written", Some(work.writes.to_string()));

@@ -1,7 +1,7 @@
 //! Whether a guest can come here: everything that would stop it later is found now, before its
 //! first byte moves, and all of it is told at once.
 
-use migrated_api::{PrepareIncoming, Reason};
+use migrated_api::{CpuReport, PrepareIncoming, Reason};
 use migrated_control::TlsFiles;
 use migrated_wire::{MigrationId, PROTOCOL, VersionRange};
 
@@ -18,9 +18,64 @@ pub struct Admitted {
     pub max_channels: u16,
 }
 
+/// Why a guest may not come.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Every reason; one of the code [`CPU_INCOMPATIBLE`] for each thing that the CPU lacks.
+    pub reasons: Vec<Reason>,
+    /// What the CPU lacks, where it lacks something.
+    pub cpu: Option<Box<CpuReport>>,
+}
+
+/// Code of what is wrong with a guest's CPU.
+pub const CPU_INCOMPATIBLE: &str = "cpu_incompatible";
+
+impl Refusal {
+    /// Whether all that is wrong is the CPU.
+    pub fn is_for_cpu_alone(&self) -> bool {
+        self.cpu.is_some() && self.others().next().is_none()
+    }
+
+    /// What is wrong besides the CPU.
+    fn others(&self) -> impl Iterator<Item = &Reason> {
+        self.reasons.iter().filter(|reason| reason.code != CPU_INCOMPATIBLE)
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let others = self.others().map(|reason| reason.detail.clone());
+        let cpu = self.cpu.as_ref().map(|report| cpu_in_words("this host", report));
+        f.write_str(&others.chain(cpu).collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// A refusal because of the CPU in one sentence: its reasons are told one by one beside it.
+pub fn cpu_in_words(host: &str, report: &CpuReport) -> String {
+    let CpuReport { mismatches, made_from, guest_baseline, host_baseline, fix, .. } = report;
+    let name = |baseline: &Option<String>| baseline.clone().unwrap_or_else(|| "no named baseline".into());
+    let things = if mismatches.len() == 1 { "thing" } else { "things" };
+    format!(
+        "the CPU of {host} does not fit the guest's (made from {made_from}) in {} {things}; the guest has {}, \
+         {host} offers {}{}",
+        mismatches.len(),
+        name(guest_baseline),
+        name(host_baseline),
+        fix.first().map(|fix| format!("; {fix}")).unwrap_or_default()
+    )
+}
+
+/// Each thing that the CPU lacks, as a reason.
+pub fn cpu_reasons(report: &CpuReport) -> impl Iterator<Item = Reason> {
+    report
+        .mismatches
+        .iter()
+        .map(|mismatch| Reason { code: CPU_INCOMPATIBLE.into(), detail: mismatch.to_string() })
+}
+
 impl Daemon {
     /// Judges a guest by what its source says of it. Name, id and memory are judged when it is registered.
-    pub(super) fn admit(&self, request: &PrepareIncoming) -> Result<Admitted, Vec<Reason>> {
+    pub(super) fn admit(&self, request: &PrepareIncoming) -> Result<Admitted, Refusal> {
         let mut reasons = Vec::new();
         let mut refuse = |code: &str, detail: String| reasons.push(Reason { code: code.into(), detail });
 
@@ -67,14 +122,14 @@ impl Daemon {
             Ok(kvm) => reasons.extend(spec::faults(&request.spec, kvm.max_vcpus)),
             Err(e) => reasons.push(e.to_reason()),
         }
+        let mut cpu = None;
         match self.host_cpu() {
             Ok(host) => {
-                let mismatches = migrated_cpuid::admit(&request.description.cpu, host).err();
-                let reason = |m: migrated_cpuid::Mismatch| Reason {
-                    code: "cpu_incompatible".into(),
-                    detail: m.to_string(),
-                };
-                reasons.extend(mismatches.into_iter().flatten().map(reason));
+                let report = CpuReport::of(&request.description.cpu, host);
+                if !report.admitted {
+                    reasons.extend(cpu_reasons(&report));
+                    cpu = Some(Box::new(report));
+                }
             }
             Err(e) => reasons.push(e.to_reason()),
         }
@@ -82,7 +137,7 @@ impl Daemon {
             (Ok(migration), true) => {
                 Ok(Admitted { migration, tls, max_channels: request.channels.unwrap_or(MAX_CHANNELS) })
             }
-            _ => Err(reasons),
+            _ => Err(Refusal { reasons, cpu }),
         }
     }
 

@@ -1,6 +1,9 @@
-use migrated_api::{MigrationState, Reason, VmState};
+use migrated_api::{CpuReport, MigrationState, Reason, VmState};
 use migrated_control::{ClientError, ControlError};
+use migrated_cpuid::{DumpError, PoolError};
 use thiserror::Error;
+
+use super::admission::{CPU_INCOMPATIBLE, Refusal, cpu_in_words, cpu_reasons};
 
 /// Why the daemon does not do what it was asked. The text says what a person would do next.
 #[derive(Debug, Error)]
@@ -71,8 +74,41 @@ pub enum DaemonError {
     #[error("{0}")]
     Transport(String),
     /// The guest can't come here.
-    #[error("this host can't take the guest: {}", in_words(.0))]
-    AdmissionRefused(Vec<Reason>),
+    #[error("this host can't take the guest: {0}")]
+    AdmissionRefused(Refusal),
+    /// There is no such CPU baseline, or it is none.
+    #[error("the CPU baseline is not valid: {}", in_words(.0))]
+    Baseline(Vec<Reason>),
+    /// A host can't give a guest what its baseline has.
+    #[error("{}", cpu_in_words(.host, .report))]
+    CpuNotGiven {
+        /// The host.
+        host: String,
+        /// What it can't give.
+        report: Box<CpuReport>,
+    },
+    /// Hosts with too little in common.
+    #[error("there is no common baseline: {0}")]
+    NoCommonBaseline(#[source] PoolError),
+    /// What is said to be a host's CPU is none.
+    #[error("{place}: {error}")]
+    InvalidDump {
+        /// Where it was said.
+        place: String,
+        /// What is wrong with it.
+        #[source]
+        error: DumpError,
+    },
+    /// A peer does not answer, or not as wanted.
+    #[error("{peer}: {detail}")]
+    Peer {
+        /// As it was named.
+        peer: String,
+        /// What went wrong, for machines.
+        code: String,
+        /// And for people.
+        detail: String,
+    },
     /// A commit's fate can't be told at the moment.
     #[error("can't tell yet what became of migration {id}: {reason}; ask again")]
     Unresolved {
@@ -96,6 +132,11 @@ fn in_words(reasons: &[Reason]) -> String {
     reasons.iter().map(|reason| reason.detail.as_str()).collect::<Vec<_>>().join("; ")
 }
 
+fn baseline_code(reasons: &[Reason]) -> &'static str {
+    let unknown = |reason: &Reason| matches!(&*reason.code, "unknown_baseline" | "unknown_baseline_part");
+    if reasons.iter().any(unknown) { "unknown_baseline" } else { "invalid_baseline" }
+}
+
 impl DaemonError {
     /// Stable and machine-readable.
     pub fn code(&self) -> &str {
@@ -114,17 +155,34 @@ impl DaemonError {
             Self::NotCancellable { .. } => "migration_not_cancellable",
             Self::PeerUnknown(_) => "peer_unknown",
             Self::Transport(_) => "transport_unavailable",
+            Self::AdmissionRefused(refusal) if refusal.is_for_cpu_alone() => CPU_INCOMPATIBLE,
             Self::AdmissionRefused(_) => "admission_refused",
+            Self::Baseline(reasons) => baseline_code(reasons),
+            Self::CpuNotGiven { .. } => CPU_INCOMPATIBLE,
+            Self::NoCommonBaseline(_) => "no_common_baseline",
+            Self::InvalidDump { .. } => "invalid_cpu_dump",
+            Self::Peer { code, .. } => code,
             Self::Unresolved { .. } => "unresolved",
             Self::Local { .. } => "host_error",
         }
     }
 
     /// Every single thing that was wrong, where there may be several.
-    pub fn reasons(&self) -> &[Reason] {
+    pub fn reasons(&self) -> Vec<Reason> {
         match self {
-            Self::Invalid(reasons) | Self::AdmissionRefused(reasons) => reasons,
-            _ => &[],
+            Self::Invalid(reasons) | Self::Baseline(reasons) => reasons.clone(),
+            Self::AdmissionRefused(refusal) => refusal.reasons.clone(),
+            Self::CpuNotGiven { report, .. } => cpu_reasons(report).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What of a guest's CPU a host can't give, where that is among what was wrong.
+    pub fn cpu(&self) -> Option<&CpuReport> {
+        match self {
+            Self::AdmissionRefused(refusal) => refusal.cpu.as_deref(),
+            Self::CpuNotGiven { report, .. } => Some(report),
+            _ => None,
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use kvm_ioctls::Kvm;
 use migrated_cpuid::HostCpu;
+use migrated_vmm::HostKvm;
 
 use super::DaemonError;
 
@@ -21,10 +22,10 @@ pub fn probe_kvm() -> Result<KvmFacts, DaemonError> {
     probe_kvm_at(Path::new("/dev/kvm"))
 }
 
-/// What this host's CPU can give a guest. Makes a VM for a moment.
-pub fn read_host_cpu() -> Result<HostCpu, DaemonError> {
-    let kvm = open_kvm(Path::new("/dev/kvm"))?;
-    HostCpu::read(&kvm).map_err(|e| DaemonError::Kvm(format!("can't read the host's CPU: {e}")))
+/// What the CPU of this host, which is called `name`, can give a guest. Makes a VM for a moment.
+pub fn read_host_cpu(name: &str) -> Result<HostCpu, DaemonError> {
+    let kvm = HostKvm::open().map_err(|e| DaemonError::Kvm(e.to_string()))?;
+    kvm.read_cpu(name).map_err(|e| DaemonError::Kvm(format!("can't read the host's CPU: {e}")))
 }
 
 /// Looks at the KVM of `device`.

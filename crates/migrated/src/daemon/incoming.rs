@@ -7,7 +7,7 @@ use migrated_api::{MigrationRecord, MigrationState, PrepareIncoming, Prepared, R
 use migrated_control::{ClientError, IncomingPlan, Request, StartedAt, VmStart, VmState};
 use migrated_wire::Token;
 
-use super::admission::Admitted;
+use super::admission::{Admitted, Refusal};
 use super::migration::Migration;
 use super::vm::{Vm, unix_ms};
 use super::{Daemon, DaemonError, fill_random};
@@ -22,14 +22,20 @@ impl Daemon {
     pub async fn prepare(self: &Arc<Self>, request: PrepareIncoming) -> Result<Prepared, DaemonError> {
         let admitted = match self.admit(&request) {
             Ok(admitted) => admitted,
-            Err(mut reasons) => {
-                reasons.extend(self.registration_faults(&request));
-                return Err(DaemonError::AdmissionRefused(reasons));
+            Err(mut refusal) => {
+                refusal.reasons.extend(self.registration_faults(&request));
+                if refusal.cpu.is_some() {
+                    self.metrics.cpu_refused("admission");
+                }
+                return Err(DaemonError::AdmissionRefused(refusal));
             }
         };
         self.wait_for_former(&request).await;
         let registered = self.register(request.vm.clone(), request.spec.clone(), VmState::Incoming);
-        let vm = registered.map_err(|_| DaemonError::AdmissionRefused(self.registration_faults(&request)))?;
+        let vm = registered.map_err(|_| {
+            let reasons = self.registration_faults(&request);
+            DaemonError::AdmissionRefused(Refusal { reasons, cpu: None })
+        })?;
         match self.enter_incoming(&request, &admitted) {
             Ok(migration) => self.launch_incoming(&vm, &migration, request, admitted).await,
             Err(e) => {
@@ -108,6 +114,7 @@ impl Daemon {
             epoch: request.epoch,
             spec: request.spec,
             description: request.description,
+            simulated: self.is_simulated(),
             transport: request.transport,
             tls: admitted.tls,
             ip: self.config.migration_ip(),

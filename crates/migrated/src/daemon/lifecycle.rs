@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_api::MigrationState;
-use migrated_control::{ClientError, ControlClient, Request, Response, VmSpec, VmStart, VmState};
+use migrated_control::{BootPlan, ClientError, ControlClient, Request, Response, VmSpec, VmStart, VmState};
 
 use super::process::{Exit, ProcessId};
 use super::vm::Vm;
@@ -27,8 +27,10 @@ impl Daemon {
         if !faults.is_empty() {
             return Err(DaemonError::Invalid(faults));
         }
+        let cpu = self.cpu_for(&spec)?;
         let vm = self.register(new_id()?.to_string(), spec.clone(), VmState::Starting)?;
-        self.launch(&vm, VmStart::Boot(spec)).await?;
+        let plan = BootPlan { spec, cpu, simulated: self.is_simulated() };
+        self.launch(&vm, VmStart::Boot(Box::new(plan))).await?;
         Ok(vm)
     }
 

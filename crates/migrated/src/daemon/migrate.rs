@@ -41,7 +41,8 @@ struct Abort {
 
 impl Abort {
     fn failed(code: &str, message: impl Into<String>, phase: MigrationState) -> Self {
-        let error = RecordError { code: code.to_owned(), message: message.into(), phase: Some(phase) };
+        let error =
+            RecordError { code: code.to_owned(), message: message.into(), phase: Some(phase), details: None };
         Self { state: MigrationState::Failed, error }
     }
 }
@@ -89,6 +90,7 @@ impl Daemon {
                     code: "cancelled".into(),
                     message: "cancelled before the destination was ready".into(),
                     phase: Some(migration.state()),
+                    details: None,
                 },
             }),
         };
@@ -217,11 +219,13 @@ fn abort_of(peer: &str, error: &ApiClientError) -> Abort {
         );
         return Abort::failed("peer_unauthorized", message, MigrationState::Negotiating);
     }
-    let phase = match error {
-        ApiClientError::Problem(_) => MigrationState::Preflight,
-        _ => MigrationState::Negotiating,
+    let (phase, cpu) = match error {
+        ApiClientError::Problem(problem) => (MigrationState::Preflight, problem.cpu.as_ref()),
+        _ => (MigrationState::Negotiating, None),
     };
-    Abort::failed(error.code(), format!("{peer}: {error}"), phase)
+    let mut abort = Abort::failed(error.code(), format!("{peer}: {error}"), phase);
+    abort.error.details = cpu.map(|cpu| serde_json::json!({ "cpu": cpu }));
+    abort
 }
 
 fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> Result<Limits, DaemonError> {

@@ -6,8 +6,11 @@
 mod admission;
 mod adopt;
 mod console;
+mod cpu;
 mod death;
+mod drift;
 mod error;
+mod fleet;
 mod host;
 mod incoming;
 mod lifecycle;
@@ -23,7 +26,7 @@ mod supervise;
 mod vm;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use anyhow::Result;
 use migrated_api::{MigrationState, RecordError, RecordRole, Vm as ApiVm};
@@ -32,7 +35,9 @@ use migrated_cpuid::HostCpu;
 use parking_lot::Mutex;
 
 pub use console::ConsoleReader;
+pub use cpu::{guest_of, parse_dump};
 pub use error::DaemonError;
+pub use fleet::pool_of;
 #[cfg(test)]
 pub use host::probe_kvm_at;
 pub use host::{KvmFacts, probe_kvm, read_host_cpu};
@@ -42,6 +47,7 @@ pub use vm::Vm;
 
 use crate::config::HostConfig;
 use crate::metrics::Metrics;
+use cpu::OwnCpu;
 use migration::Change;
 use store::Store;
 
@@ -55,8 +61,8 @@ pub struct Ground {
     pub vm_command: VmCommand,
     /// What KVM can do, or why it can't be used.
     pub kvm: fn() -> Result<KvmFacts, DaemonError>,
-    /// What the host's CPU can give a guest.
-    pub cpu: fn() -> Result<HostCpu, DaemonError>,
+    /// What the CPU of the host of that name can give a guest.
+    pub cpu: fn(&str) -> Result<HostCpu, DaemonError>,
 }
 
 /// One host's daemon.
@@ -67,7 +73,7 @@ pub struct Daemon {
     /// What it counts.
     pub metrics: Metrics,
     ground: Ground,
-    host_cpu: OnceLock<HostCpu>,
+    cpu: OwnCpu,
     store: Store,
     vms: Mutex<BTreeMap<String, Arc<Vm>>>,
     migrations: Mutex<BTreeMap<String, Arc<Migration>>>,
@@ -80,9 +86,9 @@ impl Daemon {
         let daemon = Arc::new(Self {
             store: Store::open(&config.state_dir)?,
             metrics: Metrics::new()?,
+            cpu: OwnCpu::new(&config, &ground)?,
             config,
             ground,
-            host_cpu: OnceLock::new(),
             vms: Mutex::default(),
             migrations: Mutex::default(),
         });
@@ -97,17 +103,6 @@ impl Daemon {
     /// What KVM can do now.
     pub fn kvm(&self) -> Result<KvmFacts, DaemonError> {
         (self.ground.kvm)()
-    }
-
-    /// What the host's CPU can give a guest: read once, because it takes a VM's making and unmaking.
-    fn host_cpu(&self) -> Result<&HostCpu, DaemonError> {
-        match self.host_cpu.get() {
-            Some(cpu) => Ok(cpu),
-            None => {
-                let cpu = (self.ground.cpu)()?;
-                Ok(self.host_cpu.get_or_init(|| cpu))
-            }
-        }
     }
 
     /// All VMs that the API shows, by name.
@@ -128,7 +123,11 @@ impl Daemon {
     pub async fn show(&self, vm: &Vm) -> ApiVm {
         let mut shown = self.outline(vm);
         let status = match vm.client() {
-            Ok(client) => client.status().await.map_err(|e| e.to_string()),
+            Ok(client) => {
+                let described = client.describe().await.ok();
+                shown.cpu = described.map(|description| cpu::show(&description.cpu, vm));
+                client.status().await.map_err(|e| e.to_string())
+            }
             Err(e) => Err(e.to_string()),
         };
         match status {
@@ -159,6 +158,7 @@ impl Daemon {
             created_unix_ms: vm.created_unix_ms(),
             console: Default::default(),
             workload: None,
+            cpu: None,
             vcpu_blocked_us: 0,
             migration: vm.migration(),
         }
@@ -179,7 +179,7 @@ impl Daemon {
             .map(|migration| (migration.role(), migration.state()))
             .filter(|(_, state)| !state.is_final())
             .collect();
-        self.metrics.render(&states, blocked, &active)
+        self.metrics.render(&states, blocked, &active, self.cpu.features_lost())
     }
 
     /// Enters a VM, unless its name or id is taken or there is no room for it. A VM that went away takes
@@ -274,7 +274,8 @@ impl Daemon {
 
     /// Ends a migration from the daemon's side.
     fn end(&self, migration: &Migration, state: MigrationState, code: &str, message: impl Into<String>) {
-        let error = RecordError { code: code.to_owned(), message: message.into(), phase: None };
+        let error =
+            RecordError { code: code.to_owned(), message: message.into(), phase: None, details: None };
         self.update(migration, migration.ended(state, Some(error)));
     }
 }

@@ -87,6 +87,7 @@ mod tests {
             boot: BootSource::Workload { cmdline: String::new() },
             backing: Default::default(),
             prefault: false,
+            cpu_baseline: Default::default(),
         }
     }
 

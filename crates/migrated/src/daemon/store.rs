@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use migrated_api::RecordRole;
 use migrated_control::{VmDir, VmSpec, write_atomic};
+use migrated_cpuid::CpuDump;
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -81,6 +82,23 @@ impl Store {
     /// Which process a VM's was.
     pub fn read_process(&self, dir: &VmDir) -> Option<ProcessId> {
         read_json(&dir.pid()).ok()
+    }
+
+    /// Keeps what the host's CPU offers.
+    pub fn write_host_cpu(&self, dump: &CpuDump) -> io::Result<()> {
+        write_json(&self.host_cpu(), dump)
+    }
+
+    /// What the host's CPU offered when a daemon last looked, if one did.
+    pub fn read_host_cpu(&self) -> io::Result<Option<CpuDump>> {
+        match read_json(&self.host_cpu()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    fn host_cpu(&self) -> PathBuf {
+        self.root.join("host-cpu.json")
     }
 
     /// Where the committed epoch of a migration is recorded at its destination.

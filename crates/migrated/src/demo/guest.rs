@@ -47,6 +47,7 @@ impl GuestArgs {
             boot: BootSource::Workload { cmdline },
             backing: Default::default(),
             prefault: true,
+            cpu_baseline: Default::default(),
         })
     }
 }

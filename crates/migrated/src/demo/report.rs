@@ -191,7 +191,12 @@ mod tests {
     fn everything_that_is_not_is_named() {
         let failed = MigrationRecord {
             state: Some(MigrationState::Failed),
-            error: Some(RecordError { code: "peer_lost".into(), message: "gone".into(), phase: None }),
+            error: Some(RecordError {
+                code: "peer_lost".into(),
+                message: "gone".into(),
+                phase: None,
+                details: None,
+            }),
             ..MigrationRecord::default()
         };
         let unverified = MigrationRecord { verified: None, ..completed(0) };

@@ -5,6 +5,7 @@
 
 mod auth;
 mod console;
+mod cpu;
 mod events;
 mod extract;
 mod health;
@@ -43,6 +44,7 @@ const MAX_BODY: usize = 1 << 20;
         (name = "vms", description = "Guests on this host"),
         (name = "migrations", description = "Guests on their way"),
         (name = "incoming", description = "For peers: a source's daemon talks to a destination's"),
+        (name = "cpu", description = "CPUs: what hosts give, what they have in common, who can run where"),
         (name = "host", description = "The daemon itself")
     )
 )]
@@ -63,6 +65,10 @@ fn declared() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(incoming::prepare))
         .routes(routes!(incoming::give_up))
         .routes(routes!(incoming::resolve))
+        .routes(routes!(cpu::host))
+        .routes(routes!(cpu::baseline))
+        .routes(routes!(cpu::check))
+        .routes(routes!(cpu::baselines))
         .routes(routes!(health::metrics))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))

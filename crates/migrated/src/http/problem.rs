@@ -19,7 +19,13 @@ impl ApiError {
             code: code.to_owned(),
             detail: detail.into(),
             reasons: Vec::new(),
+            cpu: None,
         })
+    }
+
+    /// The document itself.
+    pub fn into_problem(self) -> Problem {
+        self.0
     }
 
     /// A fault of ours.
@@ -31,7 +37,8 @@ impl ApiError {
 impl From<DaemonError> for ApiError {
     fn from(error: DaemonError) -> Self {
         let mut problem = Self::new(status(&error), error.code(), error.to_string());
-        problem.0.reasons = error.reasons().to_vec();
+        problem.0.reasons = error.reasons();
+        problem.0.cpu = error.cpu().cloned();
         problem
     }
 }
@@ -46,9 +53,14 @@ fn status(error: &DaemonError) -> StatusCode {
         | DaemonError::MigrationInProgress { .. }
         | DaemonError::NotCancellable { .. }
         | DaemonError::AdmissionRefused(_) => StatusCode::CONFLICT,
-        DaemonError::Invalid(_) | DaemonError::PeerUnknown(_) | DaemonError::Transport(_) => {
-            StatusCode::UNPROCESSABLE_ENTITY
-        }
+        DaemonError::Invalid(_)
+        | DaemonError::PeerUnknown(_)
+        | DaemonError::Transport(_)
+        | DaemonError::Baseline(_)
+        | DaemonError::CpuNotGiven { .. }
+        | DaemonError::NoCommonBaseline(_)
+        | DaemonError::InvalidDump { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        DaemonError::Peer { .. } => StatusCode::BAD_GATEWAY,
         DaemonError::Kvm(_) | DaemonError::VmUnreachable { .. } | DaemonError::Unresolved { .. } => {
             StatusCode::SERVICE_UNAVAILABLE
         }

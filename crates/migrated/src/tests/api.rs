@@ -145,7 +145,7 @@ fn names_are_unique_and_memory_is_finite() {
         refused.detail
     );
     let mut vast = spec("b", "");
-    vast["memory_bytes"] = json!(1_u64 << 50);
+    vast["memory_bytes"] = json!(1_u64 << 44);
     assert_eq!(problem(host.post::<Value>("/v1/vms", &vast)).code, "insufficient_memory");
     host.call(host.client.delete("/v1/vms/a")).unwrap();
     host.create("b", "").unwrap();

@@ -23,6 +23,15 @@ fn what_people_type_is_taken_or_refused() {
         "migrated --host http://x --token-file t --json vm list",
         "migrated certs init --dir d a b",
         "migrated completions bash",
+        "migrated vm create --name a --workload hot=1M --cpu-baseline intel-haswell+spec",
+        "migrated cpu show",
+        "migrated cpu dump --json",
+        "migrated cpu baseline --list",
+        "migrated cpu baseline a b.json http://c --toml",
+        "migrated cpu check --vm v --to b",
+        "migrated cpu check --vm v",
+        "migrated cpu check a.json b.json --baseline site.toml --json",
+        "migrated serve --simulate-cpu a.json",
     ] {
         assert_eq!(parse(line), Ok(()), "{line}");
     }
@@ -37,6 +46,12 @@ fn what_people_type_is_taken_or_refused() {
         ("migrated migrate a --to b --transport pigeon", "unknown transport"),
         ("migrated serve --migration-ports 9-1", "no port range"),
         ("migrated vm list --cert c", "--key"),
+        ("migrated cpu baseline", "HOST|FILE"),
+        ("migrated cpu baseline --list a", "cannot be used with"),
+        ("migrated cpu check a", "2 values"),
+        ("migrated cpu check", "FROM"),
+        ("migrated cpu check --vm v a b", "cannot be used with"),
+        ("migrated cpu check --vm v --baseline b", "cannot be used with"),
     ] {
         let refused = parse(line).unwrap_err();
         assert!(refused.contains(says), "{line}: {refused}");

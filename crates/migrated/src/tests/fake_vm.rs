@@ -23,7 +23,7 @@ use migrated_control::{
     GuestDescription, IncomingPlan, MigratePlan, PendingResolution, Request, Resolution, Response,
     SectionRef, Status, VmDir, VmService, VmStart, VmState, listener_from_stdin, serve,
 };
-use migrated_cpuid::{CpuidSet, GuestCpu};
+use migrated_cpuid::GuestCpu;
 use migrated_testkit::wait_until;
 use parking_lot::Mutex;
 
@@ -113,8 +113,12 @@ impl FakeVm {
     fn report(&self, state: MigrationState, code: Option<&str>) {
         let mut inner = self.inner.lock();
         inner.record.state = Some(state);
-        inner.record.error =
-            code.map(|code| RecordError { code: code.into(), message: code.into(), phase: None });
+        inner.record.error = code.map(|code| RecordError {
+            code: code.into(),
+            message: code.into(),
+            phase: None,
+            details: None,
+        });
         self.events.send(Event::MigrationRecord(Box::new(inner.record.clone())));
     }
 
@@ -283,7 +287,12 @@ impl VmService for Service {
                 })));
             }
             Request::Describe => {
-                return Ok(Response::Description(Box::new(description(vm.start.spec().memory_bytes))));
+                let cpu = match &vm.start {
+                    VmStart::Boot(plan) => plan.cpu.clone(),
+                    VmStart::Incoming(plan) => plan.description.cpu.clone(),
+                };
+                let description = description(vm.start.spec().memory_bytes, cpu);
+                return Ok(Response::Description(Box::new(description)));
             }
             Request::Pause => vm.set_state(VmState::Paused),
             Request::Resume => vm.set_state(VmState::Running),
@@ -318,12 +327,12 @@ impl VmService for Service {
     }
 }
 
-/// What a fake guest of that much RAM needs.
-pub fn description(memory_bytes: u64) -> GuestDescription {
+/// What a fake guest of that much RAM and with that CPU needs.
+pub fn description(memory_bytes: u64, cpu: GuestCpu) -> GuestDescription {
     let block = serde_json::json!([{ "name": "ram0", "guest_base": 0, "pages": memory_bytes / 4096 }]);
     GuestDescription {
         ram: serde_json::from_value(serde_json::json!({ "blocks": block })).unwrap(),
         sections: vec![SectionRef { kind: "vcpu".into(), instance: 0, version: 1 }],
-        cpu: GuestCpu { cpuid: CpuidSet::default(), tsc_khz: 1_000_000, msr_indices: vec![0x10] },
+        cpu,
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_api::{MigrationRecord, MigrationState, Problem, Vm, VmState};
-use migrated_cpuid::{CpuidSet, HostCpu};
+use migrated_cpuid::HostCpu;
 use migrated_testkit::wait_until;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-use super::fake_vm;
+use super::{cpus, fake_vm};
 use crate::client::{ApiClient, ApiClientError};
 use crate::config::HostConfig;
 use crate::daemon::{Daemon, DaemonError, Ground, KvmFacts, VmCommand};
@@ -38,16 +38,11 @@ pub fn four_vcpus() -> Result<KvmFacts, DaemonError> {
     Ok(KvmFacts { max_vcpus: 4 })
 }
 
-/// One that fake guests fit.
-pub fn fitting_cpu() -> Result<HostCpu, DaemonError> {
-    let offer = CpuidSet::default();
-    Ok(HostCpu {
-        offer,
-        tsc_khz: 1_000_000,
-        tsc_scaling: false,
-        xsave_size: 0,
-        msr_indices: vec![0x10, 0x11],
-    })
+/// One that has what fake guests need.
+pub fn fitting_cpu(name: &str) -> Result<HostCpu, DaemonError> {
+    let mut host = cpus::host("intel-skylake");
+    host.identity.name = name.into();
+    Ok(host)
 }
 
 impl Host {

@@ -3,6 +3,9 @@
 mod access;
 mod api;
 mod command_line;
+mod cpu;
+mod cpu_baselines;
+pub mod cpus;
 mod fake_vm;
 mod host;
 mod migration;

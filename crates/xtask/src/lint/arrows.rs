@@ -44,7 +44,7 @@ const HOUSE: [Room; 14] = [
     Room { name: "tcp", uses: &["transport", "wire"], not: &[HTTP, KVM] },
     Room { name: "session", uses: &["engine", "transport", "guest", "wire", "pages"], not: &[HTTP, KVM] },
     Room { name: "control", uses: &["engine", "wire", "cpuid", "pages"], not: &[HTTP, KVM] },
-    Room { name: "api", uses: &["control", "engine"], not: &[KVM, SOCKETS, DESCRIPTORS, GUESTS] },
+    Room { name: "api", uses: &["control", "engine", "cpuid"], not: &[KVM, SOCKETS, DESCRIPTORS, GUESTS] },
     Room {
         name: "migrated",
         uses: &[

@@ -1,0 +1,63 @@
+//! What is counted of a migration when it ends.
+
+use metrics::{counter, histogram};
+use migrated_api::{MigrationRecord, MigrationState, RecordRole};
+
+use super::{
+    BYTES, DIRTY_RATE, DOWNTIME_SECONDS, ITERATIONS, MIGRATION_SECONDS, MIGRATIONS, SETUP_SECONDS,
+    THROUGHPUT, WIRE_RATIO, role,
+};
+
+/// Counts it, with the recorder that is set.
+pub fn count(record: &MigrationRecord) {
+    let outcome = record.state.map_or("unknown", MigrationState::name);
+    let mode = mode(record);
+    counter!(MIGRATIONS, "role" => role(record.role), "mode" => mode, "outcome" => outcome).increment(1);
+    if record.role != RecordRole::Source {
+        return;
+    }
+    histogram!(MIGRATION_SECONDS, "mode" => mode, "outcome" => outcome).record(record.total_ms / 1e3);
+    let data = record.iterations.iter().map(|iteration| iteration.bytes).sum::<u64>();
+    let zero = record.ram.pages_zero.saturating_mul(PAGE_SIZE);
+    counter!(BYTES, "class" => "data").increment(data);
+    counter!(BYTES, "class" => "zero").increment(zero);
+    counter!(BYTES, "class" => "state").increment(record.wire_bytes.sent.saturating_sub(data));
+    for iteration in &record.iterations {
+        histogram!(DIRTY_RATE).record(iteration.dirty_rate_pps);
+    }
+    if record.state == Some(MigrationState::Completed) {
+        completed(record, mode);
+    }
+}
+
+/// A page as records count them, in bytes.
+const PAGE_SIZE: u64 = 4096;
+
+fn completed(record: &MigrationRecord, mode: &'static str) {
+    let downtime = &record.downtime_us;
+    let parts = [
+        ("total", downtime.total),
+        ("pause", downtime.pause),
+        ("final_pages", downtime.final_pages),
+        ("export", downtime.export),
+        ("send", downtime.send),
+        ("import", downtime.import),
+        ("resume", downtime.resume),
+    ];
+    for (part, us) in parts {
+        histogram!(DOWNTIME_SECONDS, "mode" => mode, "part" => part).record(us / 1e6);
+    }
+    histogram!(SETUP_SECONDS, "mode" => mode).record(record.setup_ms / 1e3);
+    histogram!(THROUGHPUT, "transport" => record.transport.clone()).record(record.throughput_bps);
+    histogram!(ITERATIONS, "mode" => mode).record(record.iterations.len() as f64);
+    if record.ram.bytes > 0 {
+        let ratio = record.wire_bytes.sent as f64 / record.ram.bytes as f64;
+        histogram!(WIRE_RATIO, "mode" => mode).record(ratio);
+    }
+}
+
+const fn mode(record: &MigrationRecord) -> &'static str {
+    match record.mode {
+        migrated_api::Mode::Precopy => "precopy",
+    }
+}
