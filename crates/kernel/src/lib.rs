@@ -8,6 +8,7 @@ mod advice;
 mod dirty_log;
 mod dirty_ring;
 mod error;
+mod guest_permission;
 mod memory_slots;
 mod vcpu_state;
 
@@ -15,6 +16,7 @@ pub use advice::{MemoryAdvice, advise};
 pub use dirty_log::{ManualProtect, PAGES_PER_WORD};
 pub use dirty_ring::{DirtyGfn, DirtyRing, DirtyRingVm, RingOverrun};
 pub use error::KvmError;
+pub use guest_permission::permit_guest_amx;
 pub use kvm_ioctls::{VcpuFd, VmFd};
 pub use memory_slots::{MemorySlot, MemorySlots};
 pub use vcpu_state::{get_sregs2, get_xsave, set_sregs2, set_xsave, xsave_size};
