@@ -9,7 +9,7 @@ use crate::{ConsoleChunk, GuestDescription, MigratePlan, PendingResolution, Stat
 
 /// Version of the messages. A daemon and a VM process of different versions tell each other so and
 /// nothing else; the guest runs on.
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
 
 /// The first message of both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use crate::{VmSpec, text};
 #[serde(rename_all = "snake_case")]
 pub enum VmStart {
     /// Boot a new guest.
-    Boot(VmSpec),
+    Boot(Box<BootPlan>),
     /// Make an empty VM and wait for a guest to arrive.
     Incoming(Box<IncomingPlan>),
 }
@@ -25,10 +25,23 @@ impl VmStart {
     #[must_use]
     pub const fn spec(&self) -> &VmSpec {
         match self {
-            Self::Boot(spec) => spec,
+            Self::Boot(plan) => &plan.spec,
             Self::Incoming(plan) => &plan.spec,
         }
     }
+}
+
+/// Everything that a VM process needs to boot a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootPlan {
+    /// What the VM is made of.
+    pub spec: VmSpec,
+    /// The CPU that the guest gets: what its baseline comes to on this host.
+    pub cpu: GuestCpu,
+    /// `cpu` is not this host's, which only pretends to have it, for tests: the guest runs with what this
+    /// host really gives, and is described as having `cpu`.
+    #[serde(default)]
+    pub simulated: bool,
 }
 
 /// What the destination must know of a guest to judge, before anything moves, whether it can run there.
@@ -197,6 +210,9 @@ pub struct IncomingPlan {
     pub spec: VmSpec,
     /// CPU, RAM layout and state to expect.
     pub description: GuestDescription,
+    /// The description's CPU is not this host's, which only pretends to have it, for tests; as in [`BootPlan`].
+    #[serde(default)]
+    pub simulated: bool,
     /// How bytes travel.
     pub transport: TransportKind,
     /// Our identity, for a transport that authenticates.

@@ -1,5 +1,6 @@
 //! What a VM is made of. Kept with the VM, shown by the API, shipped to the destination.
 
+use migrated_cpuid::BaselineSpec;
 use serde::{Deserialize, Serialize};
 
 /// A VM's specification, complete enough to make an equal, empty VM on another host.
@@ -22,6 +23,25 @@ pub struct VmSpec {
     /// Touch all RAM at creation, so that no first-touch cost falls into the guest's time.
     #[serde(default)]
     pub prefault: bool,
+    /// The CPU that the guest gets: a baseline's name with parts, `host`, or an object that changes one.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(schema_with = cpu_baseline_schema))]
+    pub cpu_baseline: BaselineSpec,
+}
+
+/// A name, or an object of the keys of [`CustomBaseline`](migrated_cpuid::CustomBaseline).
+#[cfg(feature = "openapi")]
+fn cpu_baseline_schema() -> utoipa::openapi::Schema {
+    use utoipa::openapi::schema::{Array, Object, OneOf, Type};
+    let text = || Object::with_type(Type::String);
+    let custom = Object::builder()
+        .property("name", text())
+        .property("base", text())
+        .property("add", Array::new(text()))
+        .property("remove", Array::new(text()))
+        .property("physical_address_bits", Object::with_type(Type::Integer))
+        .required("base");
+    OneOf::builder().item(text()).item(custom).build().into()
 }
 
 const fn one() -> u32 {

@@ -1,8 +1,9 @@
 //! What a daemon and a VM process leave for each other on disk.
 
 use migrated_control::{
-    BootSource, EpochRecord, EpochState, ExitReport, VmDir, VmSpec, VmStart, VmState, read_epoch,
+    BootPlan, BootSource, EpochRecord, EpochState, ExitReport, VmDir, VmSpec, VmStart, VmState, read_epoch,
 };
+use migrated_cpuid::{BaselineSpec, CpuTable, CustomBaseline, FeatureSet, GuestCpu};
 
 #[test]
 fn an_epoch_is_armed_once_and_then_says_what_became_of_it() {
@@ -42,9 +43,24 @@ fn start_and_exit_come_back_as_they_were_written() {
         boot: BootSource::Workload { cmdline: "hot=16M".into() },
         backing: migrated_control::MemoryBacking::Memfd,
         prefault: false,
+        cpu_baseline: BaselineSpec::Custom(CustomBaseline {
+            base: "host".into(),
+            ..CustomBaseline::default()
+        }),
     };
-    dir.write_start(&VmStart::Boot(spec.clone())).unwrap();
-    assert_eq!(dir.read_start().unwrap().spec(), &spec);
+    let table = CpuTable { feature_msrs: [(0x10a, 1 << 63)].into(), ..CpuTable::default() };
+    let cpu = GuestCpu {
+        baseline: "host".into(),
+        table,
+        unmasked: FeatureSet::EMPTY,
+        tsc_khz: 2_600_000,
+        saved_msrs: vec![0x3b],
+    };
+    let plan = BootPlan { spec: spec.clone(), cpu, simulated: false };
+    dir.write_start(&VmStart::Boot(Box::new(plan.clone()))).unwrap();
+    let start = dir.read_start().unwrap();
+    assert_eq!(start.spec(), &spec);
+    assert!(matches!(start, VmStart::Boot(read) if *read == plan));
     assert_eq!(dir.read_exit(), None);
     let report = ExitReport {
         state: VmState::Stopped,

@@ -16,8 +16,8 @@ pub const HELLO_LEN: usize = 64;
 pub const HELLO_REPLY_MAX: usize = 12 + MAX_TEXT;
 const MAX_TEXT: usize = 512;
 
-/// The protocol versions this build speaks.
-pub const PROTOCOL: VersionRange = VersionRange { min: 1, max: 1 };
+/// The protocol versions this build speaks. In version 2 a guest's CPU has feature MSRs and a baseline.
+pub const PROTOCOL: VersionRange = VersionRange { min: 2, max: 2 };
 
 /// Protocol versions that one end speaks, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
