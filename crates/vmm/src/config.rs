@@ -1,8 +1,7 @@
 use std::fs::File;
 
+use migrated_cpuid::GuestCpu;
 use migrated_guest::TrackerKind;
-
-use crate::CpuModel;
 
 /// What a VM is made of.
 #[derive(Debug)]
@@ -19,8 +18,9 @@ pub struct VmConfig {
     pub prefault: bool,
     /// How written pages are found during a migration; fixed when the VM is made.
     pub tracking: TrackerKind,
-    /// The CPU that the guest sees: a migration's source's, or `None` for what this host's KVM offers.
-    pub cpu: Option<CpuModel>,
+    /// The CPU that the guest gets: of its baseline, or as it had it where it comes from. `None` is for all
+    /// that this host offers.
+    pub cpu: Option<GuestCpu>,
     /// File that the console's last bytes are kept in, so that they outlive this process.
     pub console: Option<File>,
 }

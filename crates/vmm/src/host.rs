@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
+use migrated_cpuid::{HostCpu, HostCpuError};
+use migrated_kernel::{KvmError, permit_guest_amx};
 
 use crate::VmmError;
 use crate::error::KvmContext;
@@ -66,6 +68,19 @@ impl HostKvm {
     #[must_use]
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
+    }
+
+    /// What this host's CPU can give guests; `name` is the host's. Makes a VM for a moment, with a vCPU, so
+    /// it first asks for what only a process without vCPUs gets: KVM shows no AMX without permission.
+    ///
+    /// # Errors
+    /// [`HostCpuError`].
+    pub fn read_cpu(&self, name: &str) -> Result<HostCpu, HostCpuError> {
+        match permit_guest_amx() {
+            Ok(()) | Err(KvmError::Unsupported { .. }) => {}
+            Err(error) => tracing::warn!("guests of this process get no AMX: {error}"),
+        }
+        HostCpu::read(&self.kvm, name)
     }
 
     /// Checks a number of vCPUs against KVM's limit and ours.

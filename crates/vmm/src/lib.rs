@@ -22,7 +22,7 @@ pub mod workload;
 
 pub use config::{MemoryBacking, VmConfig};
 pub use console::{CONSOLE_CAPACITY, Console};
-pub use cpu::{CpuError, CpuModel, DroppedBits};
+pub use cpu::{CpuDifference, CpuError, cpu_differences};
 pub use error::VmmError;
 pub use gate::{GuestEnd, RunState};
 pub use host::HostKvm;

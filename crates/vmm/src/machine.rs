@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state};
-use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use kvm_ioctls::VcpuFd;
+use migrated_cpuid::GuestCpu;
 use migrated_guest::{
     AttachedTracker, DEFAULT_RING_ENTRIES, DirtyTracker, DirtyTracking, GuestError, GuestRam, SectionId,
     VmmWrites,
@@ -14,7 +15,6 @@ use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::boot::{BootError, BootPlan};
-use crate::cpu::{CpuError, CpuModel};
 use crate::error::KvmContext;
 use crate::gate::{Gate, GuestEnd, RunState};
 use crate::migrate::{ClaimError, IncomingVm, RunningVm};
@@ -22,7 +22,7 @@ use crate::ports::Ports;
 use crate::serial::SerialPort;
 use crate::state::{self, Features, Hardware};
 use crate::vcpu::{self, Kicker, Vcpu};
-use crate::{Console, HostKvm, VmConfig, VmmError, host, memory};
+use crate::{Console, HostKvm, VmConfig, VmmError, cpu, host, memory};
 
 /// A VM. Cheap to clone: all clones are the same, and the last one dropped ends it.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ pub(crate) struct Machine {
     pub(crate) claimed: Mutex<bool>,
     vmm_writes: VmmWrites,
     console: Arc<Console>,
-    cpu: CpuModel,
+    cpu: GuestCpu,
     /// After the vCPUs and the tracker, which use the memory.
     _slots: Arc<MemorySlots>,
 }
@@ -80,7 +80,7 @@ impl Vm {
         Ok(Self { machine: Arc::new(machine) })
     }
 
-    /// Makes an empty VM for a guest that comes from elsewhere. `config` should carry its CPU model.
+    /// Makes an empty VM for a guest that comes from elsewhere. `config` should carry its CPU.
     ///
     /// # Errors
     /// [`VmmError`] says what the host lacks.
@@ -165,9 +165,9 @@ impl Vm {
         written
     }
 
-    /// The CPU that the guest sees.
+    /// The CPU that the guest has, read back from KVM: what it was given, with what KVM can't hide.
     #[must_use]
-    pub fn cpu(&self) -> &CpuModel {
+    pub fn cpu(&self) -> &GuestCpu {
         &self.machine.cpu
     }
 
@@ -195,7 +195,8 @@ impl Machine {
         let tracking = DirtyTracking::enable(config.tracking, &vm, DEFAULT_RING_ENTRIES)?;
         host::create_chips(&vm)?;
         let slots = Arc::new(MemorySlots::register(vm.clone(), ram.memory().clone())?);
-        let (vcpus, cpu) = create_vcpus(&host, &vm, config.vcpus, config.cpu)?;
+        let (vcpus, cpu) = cpu::create_vcpus(&host, &vm, config.vcpus, config.cpu)?;
+        let vcpus: Vec<Vcpu> = vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
 
         let vmm_writes = VmmWrites::new(ram.layout());
         let AttachedTracker { tracker, ring_full } = {
@@ -234,36 +235,6 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.gate.close();
     }
-}
-
-fn create_vcpus(
-    host: &HostKvm,
-    vm: &VmFd,
-    count: u32,
-    model: Option<CpuModel>,
-) -> Result<(Vec<Vcpu>, CpuModel), VmmError> {
-    let (mut cpuid, wanted_khz, fixed) = match model {
-        Some(model) => (model.cpuid, Some(model.tsc_khz), true),
-        None => (CpuModel::supported(host.kvm())?, None, false),
-    };
-    let can_scale = vm.check_extension(Cap::TscControl);
-    let mut vcpus = Vec::new();
-    let mut tsc_khz = 0;
-    for index in 0..count {
-        let vcpu = vm.create_vcpu(index.into()).vmm("KVM_CREATE_VCPU")?;
-        match CpuModel::set_cpuid(&cpuid, &vcpu, index, count) {
-            // A guest that begins here has what it gets, even where KVM offers more than it then keeps.
-            Err(CpuError::Dropped(bits)) if !fixed => {
-                tracing::warn!("KVM offers CPUID bits that it then drops: {bits:?}");
-                CpuModel::strip(&mut cpuid, &bits);
-                CpuModel::set_cpuid(&cpuid, &vcpu, index, count)?;
-            }
-            result => result?,
-        }
-        tsc_khz = CpuModel::set_tsc_khz(&vcpu, wanted_khz, can_scale)?;
-        vcpus.push(Arc::new(Mutex::new(vcpu)));
-    }
-    Ok((vcpus, CpuModel { cpuid, tsc_khz }))
 }
 
 fn apply(plan: &BootPlan, index: u32, vcpu: &VcpuFd) -> Result<(), VmmError> {

@@ -8,7 +8,7 @@
 
 mod chips;
 mod cpu_part;
-mod msrs;
+pub(crate) mod msrs;
 mod section;
 mod time;
 

@@ -18,7 +18,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-pub use params::{Content, KEYS, Params as WorkloadParams, Pattern, Rate};
+pub use params::{Content, KEYS, Leaves, Params as WorkloadParams, Pattern, Rate};
 pub use read::{ErrorCounts, FirstError, Gap, Totals, VcpuCounters, VcpuStatus, WorkloadCounters, read};
 
 use layout::{ARENA_BASE, Arena, Plan};
@@ -115,9 +115,12 @@ impl fmt::Display for WorkloadParams {
             Content::Compressible => "compressible",
             Content::Random => "random",
         };
-        let Self { hot, rate, readonly, fill, check, seed, vcpus, tsc_khz, .. } = self;
+        let Self { hot, rate, readonly, fill, check, seed, vcpus, cpuid, tsc_khz, .. } = self;
         write!(f, "hot={hot} rate={rate} pattern={pattern} content={content} readonly={readonly} ")?;
         write!(f, "fill={fill} check={check} seed={seed} vcpus={vcpus}")?;
+        for (n, (leaf, subleaf)) in cpuid.as_slice().iter().enumerate() {
+            write!(f, "{}{leaf:x}:{subleaf:x}", if n == 0 { " cpuid=" } else { "," })?;
+        }
         if *tsc_khz != 0 { write!(f, " tsc_khz={tsc_khz}") } else { Ok(()) }
     }
 }
@@ -157,8 +160,8 @@ mod tests {
 
     #[test]
     fn parameters_survive_being_printed() {
-        let cmdline =
-            "hot=128M rate=max pattern=zipf content=compressible readonly=25 fill=1G check=0 seed=7 vcpus=2";
+        let cmdline = "hot=128M rate=max pattern=zipf content=compressible readonly=25 fill=1G check=0 seed=7 vcpus=2 \
+             cpuid=7:0,80000021:0";
         let params = parse(cmdline).unwrap();
         assert_eq!((params.hot, params.fill, params.rate), (128 << 20, 1 << 30, Rate::Max));
         assert_eq!(parse(&params.to_string()), Ok(params));
@@ -185,6 +188,11 @@ mod tests {
             "pattern=zip",
             "content=",
             "readonly=101",
+            "cpuid=7",
+            "cpuid=",
+            "cpuid=7:0,",
+            "cpuid=100000000:0",
+            "cpuid=0:0,1:0,2:0,3:0,4:0,5:0,6:0,7:0,8:0,9:0,a:0,b:0,c:0,d:0,e:0,f:0,10:0",
             "vcpus=0",
             "vcpus=65",
             "tsc_khz=0",

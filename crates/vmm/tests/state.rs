@@ -8,11 +8,11 @@ use guest::{
     COUNT, ECHO, PATIENCE, RAM, config, copy, copy_ram, counter, migrate, pause, run, wait_for_progress,
     wait_until,
 };
-use kvm_bindings::kvm_cpuid_entry2;
+use migrated_cpuid::{CpuidEntry, GuestCpu, Registers};
 use migrated_guest::{Guest, GuestError, IncomingGuest, PausedGuest, StateSection};
 use migrated_testkit::capability::Capability;
 use migrated_testkit::require;
-use migrated_vmm::{CpuModel, RunState, Vm, VmConfig};
+use migrated_vmm::{RunState, Vm, VmConfig};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use vm_memory::{Bytes, GuestAddress};
@@ -216,20 +216,21 @@ fn an_interrupt_that_waits_is_delivered_at_the_destination() {
 fn a_guest_keeps_the_cpu_it_was_made_with_or_is_refused() {
     require!(Kvm);
     let vm = run(config(1), COUNT);
-    let model = vm.cpu().clone();
-    let same = Vm::incoming(VmConfig { cpu: Some(model.clone()), ..config(1) }).unwrap();
-    assert_eq!(same.vm().cpu(), &model);
+    let cpu = vm.cpu().clone();
+    let same = Vm::incoming(VmConfig { cpu: Some(cpu.clone()), ..config(1) }).unwrap();
+    assert_eq!(same.vm().cpu(), &cpu);
 
     // A leaf that no host has.
-    let mut foreign = model.clone();
-    foreign.cpuid.push(kvm_cpuid_entry2 { function: 0x8000_00fe, ecx: 1 << 9, ..Default::default() });
+    let mut foreign = cpu.clone();
+    let registers = Registers { ecx: 1 << 9, ..Registers::default() };
+    foreign.table.cpuid.insert(CpuidEntry { leaf: 0x8000_00fe, subleaf: None, registers }).unwrap();
     match Vm::incoming(VmConfig { cpu: Some(foreign), ..config(1) }) {
-        Ok(vm) => assert!(vm.vm().cpu().cpuid.iter().any(|entry| entry.function == 0x8000_00fe)),
+        Ok(vm) => assert_eq!(vm.vm().cpu().table.cpuid.get(0x8000_00fe, 0), Some(&registers)),
         Err(error) => assert!(error.to_string().contains("0x800000fe"), "{error}"),
     }
 
     // A frequency that this host has not.
-    let fast = CpuModel { tsc_khz: model.tsc_khz * 2, ..model };
+    let fast = GuestCpu { tsc_khz: cpu.tsc_khz * 2, ..cpu };
     match Vm::incoming(VmConfig { cpu: Some(fast.clone()), ..config(1) }) {
         Ok(scaled) => assert_eq!(scaled.vm().cpu().tsc_khz, fast.tsc_khz),
         Err(error) => assert!(error.to_string().contains(&fast.tsc_khz.to_string()), "{error}"),

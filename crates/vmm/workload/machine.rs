@@ -16,6 +16,7 @@ unsafe extern "C" {
     static exception_stubs: u8;
     static task_states: u8;
     fn park() -> !;
+    fn ask_cpuid();
 }
 
 /// Bytes of a vCPU's task state, the I/O permission map in it included: `entry.s` sets them aside.
@@ -73,6 +74,26 @@ pub fn tsc() -> u64 {
     // SAFETY: reads a counter.
     unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
     u64::from(high) << 32 | u64::from(low)
+}
+
+/// CPUID as code at CPL 0 sees it: EAX, EBX, ECX, EDX.
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let (eax, ebx, ecx, edx): (u32, u64, u32, u32);
+    // SAFETY: reads what the processor tells. The compiler keeps RBX to itself, so it is put back; the call
+    // needs 8 bytes of stack, and the exception in it has a stack of its own.
+    unsafe {
+        asm!(
+            "mov {kept}, rbx",
+            "call {ask}",
+            "xchg {kept}, rbx",
+            kept = out(reg) ebx,
+            ask = sym ask_cpuid,
+            inout("eax") leaf => eax,
+            inout("ecx") subleaf => ecx,
+            out("edx") edx,
+        );
+    }
+    [eax, ebx as u32, ecx, edx]
 }
 
 /// Writes a byte to the serial line.

@@ -6,7 +6,7 @@
 pub const PAGE_SIZE: u64 = 4096;
 
 /// Every key with its values and its meaning: what `--help` and the errors print.
-pub const KEYS: [(&str, &str, &str); 10] = [
+pub const KEYS: [(&str, &str, &str); 11] = [
     ("hot", "BYTES", "working set that is written over and over, shared out among the vCPUs [8M]"),
     (
         "rate",
@@ -20,6 +20,11 @@ pub const KEYS: [(&str, &str, &str); 10] = [
     ("check", "PAGES/S|max|0", "how fast each vCPU's checker walks its working set and fill [16384]"),
     ("seed", "NUMBER", "seed of all content and random order [1]"),
     ("vcpus", "1-64", "vCPUs that take part; set by the VMM [1]"),
+    (
+        "cpuid",
+        "LEAF:SUBLEAF,…",
+        "CPUID leaves, in hexadecimal, that are printed at start as code at CPL 0 sees them; at most 16 [none]",
+    ),
     ("tsc_khz", "NUMBER", "frequency of the TSC in kHz; set by the VMM [asked from CPUID]"),
 ];
 
@@ -77,8 +82,35 @@ pub struct Params {
     pub seed: u64,
     /// vCPUs that take part.
     pub vcpus: u64,
+    /// CPUID leaves to print.
+    pub cpuid: Leaves,
     /// Frequency of the TSC in kHz; 0 when the command line does not say.
     pub tsc_khz: u64,
+}
+
+/// Some CPUID leaves, each with a subleaf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leaves {
+    all: [(u32, u32); 16],
+    count: usize,
+}
+
+impl Leaves {
+    /// As `7:0,80000001:0`.
+    fn parse(value: &str) -> Option<Self> {
+        let mut leaves = Self::default();
+        for word in value.split(',') {
+            let (leaf, subleaf) = word.split_once(':')?;
+            *leaves.all.get_mut(leaves.count)? = (hexadecimal(leaf)?, hexadecimal(subleaf)?);
+            leaves.count += 1;
+        }
+        Some(leaves)
+    }
+
+    /// All as (leaf, subleaf).
+    pub fn as_slice(&self) -> &[(u32, u32)] {
+        &self.all[..self.count]
+    }
 }
 
 impl Default for Params {
@@ -93,6 +125,7 @@ impl Default for Params {
             check: Rate::PerSecond(16_384),
             seed: 1,
             vcpus: 1,
+            cpuid: Leaves::default(),
             tsc_khz: 0,
         }
     }
@@ -166,6 +199,7 @@ impl Params {
             "check" => self.check = rate(value)?,
             "seed" => self.seed = number(value)?,
             "vcpus" => self.vcpus = number(value).filter(|n| (1..=super::layout::MAX_VCPUS).contains(n))?,
+            "cpuid" => self.cpuid = Leaves::parse(value)?,
             // Up to 100 GHz, so that a product of ticks and seconds can't overflow.
             "tsc_khz" => self.tsc_khz = number(value).filter(|khz| (1..=100_000_000).contains(khz))?,
             _ => return None,
@@ -176,6 +210,10 @@ impl Params {
 
 fn number(value: &str) -> Option<u64> {
     value.parse().ok()
+}
+
+fn hexadecimal(value: &str) -> Option<u32> {
+    u32::from_str_radix(value, 16).ok()
 }
 
 /// Pages per second; at most one a nanosecond, which is as good as `max`.

@@ -31,4 +31,9 @@ impl Hex {
     pub fn text(&self) -> &str {
         core::str::from_utf8(&self.0).unwrap_or_default()
     }
+
+    /// Without the upper half of the digits.
+    pub fn half(&self) -> &str {
+        &self.text()[8..]
+    }
 }

@@ -10,8 +10,9 @@ use crate::counters::{self, header};
 use crate::layout::{Arena, COUNTERS_BASE, Plan};
 use crate::machine;
 use crate::memory::store;
-use crate::params::{PAGE_SIZE, Params, Problem};
+use crate::params::{Leaves, PAGE_SIZE, Params, Problem};
 use crate::pvh::Boot;
+use crate::serial::{Hex, print};
 
 /// What all vCPUs know.
 pub struct Setup {
@@ -54,6 +55,7 @@ pub unsafe fn publish(start_info: u64) -> Result<(), Refusal> {
         };
         Refusal(what, bad.word)
     })?;
+    print_cpuid(&params.cpuid);
     let tsc_khz = match params.tsc_khz {
         0 => cpuid_tsc_khz()
             .ok_or(Refusal("CPUID does not tell the TSC's frequency, give it as tsc_khz=", ""))?,
@@ -97,6 +99,16 @@ fn write_header(setup: &Setup) {
         (header::MAGIC, counters::MAGIC),
     ] {
         store(COUNTERS_BASE + word * 8, value);
+    }
+}
+
+/// A line for each leaf: leaf, subleaf, EAX, EBX, ECX, EDX.
+fn print_cpuid(leaves: &Leaves) {
+    for &(leaf, subleaf) in leaves.as_slice() {
+        let [eax, ebx, ecx, edx] = machine::cpuid(leaf, subleaf);
+        let [leaf, subleaf, eax, ebx, ecx, edx] = [leaf, subleaf, eax, ebx, ecx, edx].map(|n| Hex::new(n.into()));
+        print(&["workload: cpuid ", leaf.half(), " ", subleaf.half(), ": "]);
+        print(&[eax.half(), " ", ebx.half(), " ", ecx.half(), " ", edx.half(), "\r\n"]);
     }
 }
 

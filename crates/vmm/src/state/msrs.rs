@@ -27,14 +27,14 @@ pub(super) fn readable(vcpu: &VcpuFd, listed: &[u32]) -> Result<Vec<u32>, kvm_io
 }
 
 /// One MSR, `None` where KVM has no such.
-pub(super) fn read(vcpu: &VcpuFd, index: u32) -> Result<Option<u64>, kvm_ioctls::Error> {
+pub(crate) fn read(vcpu: &VcpuFd, index: u32) -> Result<Option<u64>, kvm_ioctls::Error> {
     let mut msrs = list(&[(index, 0)]);
     let read = vcpu.get_msrs(&mut msrs)?;
     Ok(msrs.as_slice().first().filter(|_| read == 1).map(|entry| entry.data))
 }
 
 /// Writes one MSR; `false` where KVM won't have it.
-pub(super) fn write(vcpu: &VcpuFd, index: u32, value: u64) -> Result<bool, kvm_ioctls::Error> {
+pub(crate) fn write(vcpu: &VcpuFd, index: u32, value: u64) -> Result<bool, kvm_ioctls::Error> {
     Ok(vcpu.set_msrs(&list(&[(index, value)]))? == 1)
 }
 
