@@ -4,22 +4,24 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use migrated_control::{BootSource, MemoryBacking, VmDir, VmSpec};
-use migrated_vmm::{CpuModel, Vm, VmConfig, VmmError, boot};
+use migrated_control::{BootPlan, BootSource, MemoryBacking, VmDir, VmSpec};
+use migrated_cpuid::GuestCpu;
+use migrated_vmm::{Vm, VmConfig, VmmError, boot};
 
 use super::{errors, process::Process};
 
 /// Makes the VM and boots it.
-pub fn start(process: &Arc<Process>, spec: &VmSpec) {
-    match boot(&process.dir, spec) {
+pub fn start(process: &Arc<Process>, plan: &BootPlan) {
+    match boot(process, plan) {
         Ok(vm) => process.ready(&vm, Vec::new()),
         Err(error) => process.cannot(errors::of_vmm(&error)),
     }
 }
 
-fn boot(dir: &VmDir, spec: &VmSpec) -> Result<Vm, VmmError> {
-    let config = config(dir, spec, None)?;
-    Vm::create(config, |memory, context| match &spec.boot {
+fn boot(process: &Process, plan: &BootPlan) -> Result<Vm, VmmError> {
+    let cpu = process.cpu.to_run(&plan.cpu, plan.simulated);
+    let config = config(&process.dir, &plan.spec, cpu)?;
+    Vm::create(config, |memory, context| match &plan.spec.boot {
         BootSource::Kernel { kernel, initramfs, cmdline } => {
             let initramfs = initramfs.as_deref().map(Path::new);
             boot::load_pvh_file(memory, Path::new(kernel), initramfs, cmdline, context.vcpus)
@@ -30,8 +32,8 @@ fn boot(dir: &VmDir, spec: &VmSpec) -> Result<Vm, VmmError> {
     })
 }
 
-/// The VM that `spec` asks for, with the CPU it had where it comes from.
-pub fn config(dir: &VmDir, spec: &VmSpec, cpu: Option<CpuModel>) -> Result<VmConfig, VmmError> {
+/// The VM that `spec` asks for, with that CPU.
+pub fn config(dir: &VmDir, spec: &VmSpec, cpu: Option<GuestCpu>) -> Result<VmConfig, VmmError> {
     let mut config = VmConfig::new(&spec.name, spec.memory_bytes);
     config.vcpus = spec.vcpus;
     config.backing = match spec.backing {

@@ -4,16 +4,16 @@ use migrated_control::{ControlError, ErrorKind, GuestDescription, SectionRef};
 use migrated_vmm::Vm;
 use migrated_wire::{GuestIdentity, SectionName};
 
-use super::cpu;
+use super::process::Process;
 
 /// What a host must know of a guest to judge whether it can run there.
-pub fn describe(vm: &Vm) -> Result<GuestDescription, ControlError> {
+pub fn describe(process: &Process, vm: &Vm) -> GuestDescription {
     let sections = vm
         .section_ids()
         .into_iter()
         .map(|id| SectionRef { kind: id.kind, instance: id.instance, version: id.version })
         .collect();
-    Ok(GuestDescription { ram: vm.ram().layout().clone(), sections, cpu: cpu::describe(vm.cpu())? })
+    GuestDescription { ram: vm.ram().layout().clone(), sections, cpu: process.cpu.of(vm) }
 }
 
 /// The same as it goes on the wire at preflight, where both ends must have it byte by byte.

@@ -18,7 +18,7 @@ use migrated_vmm::{IncomingVm, RunningVm, Vm};
 use super::epochs::Epochs;
 use super::migration::{Active, Publisher};
 use super::process::Process;
-use super::{boot, cpu, describe, errors, workload};
+use super::{boot, describe, errors, workload};
 
 /// How long this process answers for its commit when the link broke behind it; then the daemon does.
 const LINGER: Duration = Duration::from_secs(60);
@@ -72,10 +72,12 @@ pub fn transport(kind: TransportKind, tls: Option<&TlsFiles>) -> Result<Arc<dyn 
 
 fn prepare(process: &Arc<Process>, plan: &IncomingPlan) -> Result<Prepared, ControlError> {
     let transport = transport(plan.transport, plan.tls.as_ref())?;
-    let config = boot::config(&process.dir, &plan.spec, Some(cpu::model(&plan.description.cpu)));
+    let cpu = process.cpu.to_run(&plan.description.cpu, plan.simulated);
+    let config = boot::config(&process.dir, &plan.spec, cpu);
     let guest = config.and_then(Vm::incoming).map_err(|error| errors::of_vmm(&error))?;
     let identity = describe::identity(&plan.description)?;
-    let ours = describe::describe(guest.vm())?;
+    process.cpu.check(&plan.description.cpu, guest.vm())?;
+    let ours = describe::describe(process, guest.vm());
     let differing = describe::differing_sections(&ours.sections, &plan.description.sections);
     if !differing.is_empty() || ours.ram != plan.description.ram {
         let what = if differing.is_empty() { "the RAM layout differs".into() } else { differing.join("; ") };

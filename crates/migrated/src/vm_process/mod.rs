@@ -47,7 +47,7 @@ pub fn run(args: &VmProcessArgs) -> Result<()> {
         }
     })?;
     match start {
-        VmStart::Boot(spec) => boot::start(&process, &spec),
+        VmStart::Boot(plan) => boot::start(&process, &plan),
         VmStart::Incoming(plan) => incoming::start(&process, *plan),
     }
     let report = ended.recv().context("the process forgot to say why it ends")?;

@@ -29,7 +29,7 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
         let message = "the destination named no endpoint to connect to";
         return Err(ControlError::new(ErrorKind::InvalidInput, "no_endpoint", message));
     };
-    let identity = describe::identity(&describe::describe(vm)?)?;
+    let identity = describe::identity(&describe::describe(process, vm))?;
     let guest =
         vm.outgoing().map_err(|error| errors::conflict("migration_in_progress", error.to_string()))?;
     let record = MigrationRecord {

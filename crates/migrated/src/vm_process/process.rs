@@ -7,6 +7,7 @@ use migrated_control::{ControlError, Event, EventSink, ExitReport, Response, VmD
 use migrated_vmm::{GuestEnd, RunState, Vm};
 use parking_lot::{Condvar, Mutex};
 
+use super::cpu::Pretended;
 use super::migration::Active;
 use super::workload::GapMeter;
 
@@ -19,6 +20,8 @@ pub struct Process {
     pub dir: VmDir,
     /// Where events go.
     pub events: EventSink,
+    /// The CPU that it is described with, where that is not its own.
+    pub cpu: Pretended,
     /// The VM, once it is made.
     vm: Mutex<Option<Vm>>,
     /// What making it came to, for whoever waits.
@@ -38,6 +41,7 @@ impl Process {
         let process = Self {
             dir,
             events,
+            cpu: Pretended::default(),
             vm: Mutex::new(None),
             made: Mutex::new(None),
             made_now: Condvar::new(),

@@ -32,7 +32,9 @@ impl VmService for Service {
         match request {
             Request::AwaitReady => process.await_ready(),
             Request::Status => Ok(Response::Status(Box::new(status::status(process)))),
-            Request::Describe => Ok(Response::Description(Box::new(describe::describe(&self.vm()?)?))),
+            Request::Describe => {
+                Ok(Response::Description(Box::new(describe::describe(process, &self.vm()?))))
+            }
             Request::Pause => self.switch(Vm::pause),
             Request::Resume => self.switch(Vm::resume),
             Request::Shutdown => {
