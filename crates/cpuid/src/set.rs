@@ -7,6 +7,7 @@ use thiserror::Error;
 /// One of the four registers that CPUID answers in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Register {
     /// EAX.
     Eax,
@@ -150,6 +151,15 @@ impl CpuidSet {
         }
     }
 
+    /// The line that the table has for exactly this leaf and subleaf.
+    pub(crate) fn line(&self, leaf: u32, subleaf: Option<u32>) -> Option<&Registers> {
+        match (self.leaves.get(&leaf)?, subleaf) {
+            (Leaf::Plain(registers), None) => Some(registers),
+            (Leaf::Indexed(answers), Some(subleaf)) => answers.get(&subleaf),
+            _ => None,
+        }
+    }
+
     /// As [`get`](Self::get), to change the answer.
     pub fn get_mut(&mut self, leaf: u32, subleaf: u32) -> Option<&mut Registers> {
         match self.leaves.get_mut(&leaf)? {
@@ -182,6 +192,18 @@ impl CpuidSet {
         let Some(Registers { ebx, ecx, edx, .. }) = self.get(0, 0) else { return String::new() };
         let bytes = [ebx, edx, ecx].into_iter().flat_map(|register| register.to_le_bytes());
         bytes.map(|byte| char::from(if byte.is_ascii_graphic() { byte } else { b'?' })).collect()
+    }
+
+    /// Takes a leaf out, with all its subleaves.
+    pub fn remove(&mut self, leaf: u32) {
+        self.leaves.remove(&leaf);
+    }
+
+    /// The XSAVE components that IA32_XSS may enable (leaf 0xD).
+    #[must_use]
+    pub fn xss(&self) -> u64 {
+        let high = self.register(0xd, 1, Register::Edx);
+        u64::from(high) << 32 | u64::from(self.register(0xd, 1, Register::Ecx))
     }
 
     /// The XSAVE components that XCR0 may enable (leaf 0xD).

@@ -11,6 +11,7 @@ mod record;
 mod witness;
 
 mod control;
+mod cpu;
 mod garbage;
 mod kernel;
 mod kills;

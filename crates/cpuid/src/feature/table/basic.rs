@@ -1,0 +1,242 @@
+//! Leaves 1 to 0x24, which Intel defines. AMD's CPUs answer them with the same meanings.
+//!
+//! Places and names as in Linux' `cpufeatures.h`; whether KVM offers a bit, and what it does when a guest
+//! lacks it, as in Linux' `arch/x86/kvm` (`kvm_set_cpu_caps`, `__cr4_reserved_bits`, `__kvm_valid_efer`).
+//!
+//! The masking of a row is that of the feature *by itself*, hidden while everything else stays. An AVX2
+//! instruction runs in a guest that sees AVX but not AVX2, so AVX2 is only hidden; when AVX goes too, XCR0
+//! can't get its bit and both are gone, and it is AVX that did it. The same holds between AVX-512's
+//! foundation and what builds on it, between AMX' tiles and their types, and between the bits that open one
+//! MSR together (`spec_ctrl`, `ssbd`, `ibrs`, …: KVM lets a guest have SPEC_CTRL for any of them, and then
+//! all of it).
+
+use super::super::Masking::{ControlRegister, Intercept, Msr, VmxControl, Xcr0};
+use super::{Word, cpuid, hazard, hint, isa, mitigation, synthetic};
+use crate::Register::{Eax, Ebx, Ecx, Edx};
+
+/// Of leaf 7 ECX: MAWAU, a number of address bits for MPX.
+const MAWAU: u64 = 0x1f << 17;
+
+/// Of leaf 0x24 EBX: AVX10's version.
+const AVX10_VERSION: u64 = 0xff;
+
+// Why new guests don't get a feature, where it is the same for several.
+const HOST_ONLY: &str = "belongs to the host's hardware: KVM does not virtualise it";
+const NESTED: &str = "nested virtualisation is not supported";
+const NO_PMU: &str = "guests get no performance counters";
+const POWER: &str = "power and heat are the host's business";
+const AVX10: &str = "says again what AVX-512's bits say, with a version";
+const TSX: &str = "microcode updates take TSX away";
+
+#[rustfmt::skip] // Tables.
+pub(super) const WORDS: &[Word] = &[
+    cpuid(0x1, 0, Ecx, &[
+        isa(0, "sse3").or(&["pni"]),
+        isa(1, "pclmulqdq").or(&["pclmuldq", "pclmul"]),
+        isa(2, "dtes64").withheld(NO_PMU),
+        isa(3, "monitor").or(&["mwait"]).withheld("MWAIT keeps a CPU from all other guests"),
+        isa(4, "ds_cpl").withheld(NO_PMU),
+        isa(5, "vmx").by(ControlRegister).withheld(NESTED),
+        isa(6, "smx").by(ControlRegister).withheld(HOST_ONLY),
+        isa(7, "est").withheld(POWER),
+        isa(8, "tm2").withheld(POWER),
+        isa(9, "ssse3"),
+        isa(10, "cid").withheld(HOST_ONLY),
+        isa(11, "sdbg").withheld(HOST_ONLY),
+        isa(12, "fma"),
+        isa(13, "cx16"),
+        isa(14, "xtpr").withheld(HOST_ONLY),
+        isa(15, "pdcm").by(Msr).withheld(NO_PMU),
+        isa(17, "pcid").by(ControlRegister),
+        isa(18, "dca").withheld(HOST_ONLY),
+        isa(19, "sse4_1").or(&["sse4.1", "sse41"]),
+        isa(20, "sse4_2").or(&["sse4.2", "sse42"]),
+        isa(21, "x2apic").by(Msr),
+        isa(22, "movbe"),
+        isa(23, "popcnt"),
+        isa(24, "tsc_deadline_timer").or(&["tsc_deadline", "tsc-deadline"]).by(Msr),
+        isa(25, "aes").or(&["aesni"]),
+        isa(26, "xsave").by(ControlRegister),
+        synthetic(27, "osxsave"),
+        isa(28, "avx").by(Xcr0),
+        isa(29, "f16c"),
+        isa(30, "rdrand").by(VmxControl),
+        synthetic(31, "hypervisor"),
+    ]),
+    cpuid(0x1, 0, Edx, &[
+        isa(0, "fpu"), isa(1, "vme"), isa(2, "de"), isa(3, "pse"), isa(4, "tsc"), isa(5, "msr"),
+        isa(6, "pae"), isa(7, "mce"), isa(8, "cx8"), isa(9, "apic"), isa(11, "sep"), isa(12, "mtrr"),
+        isa(13, "pge"), isa(14, "mca"), isa(15, "cmov"), isa(16, "pat"), isa(17, "pse36"),
+        isa(18, "pn").withheld(HOST_ONLY),
+        isa(19, "clflush").or(&["clfsh"]),
+        isa(21, "ds").or(&["dts"]).withheld(NO_PMU),
+        isa(22, "acpi").withheld(POWER),
+        isa(23, "mmx"), isa(24, "fxsr"), isa(25, "sse"), isa(26, "sse2"),
+        isa(27, "ss").or(&["selfsnoop"]),
+        synthetic(28, "htt").or(&["ht"]),
+        isa(29, "tm").withheld(POWER),
+        isa(30, "ia64").withheld(HOST_ONLY),
+        isa(31, "pbe").withheld(POWER),
+    ]),
+    cpuid(0x6, 0, Eax, &[
+        isa(0, "dtherm").withheld(POWER), isa(1, "ida").withheld(POWER),
+        // KVM answers with this bit alone, whatever the CPU.
+        isa(2, "arat"),
+        isa(4, "pln").withheld(POWER), isa(5, "ecmd").withheld(POWER), isa(6, "pts").withheld(POWER),
+        isa(7, "hwp").withheld(POWER), isa(8, "hwp_notify").withheld(POWER),
+        isa(9, "hwp_act_window").withheld(POWER), isa(10, "hwp_epp").withheld(POWER),
+        isa(11, "hwp_pkg_req").withheld(POWER), isa(13, "hdc").withheld(POWER),
+        isa(15, "hwp_highest_change").withheld(POWER), isa(19, "hfi").withheld(POWER),
+        isa(23, "itd").withheld(POWER),
+    ]),
+    cpuid(0x7, 0, Ebx, &[
+        isa(0, "fsgsbase").by(ControlRegister),
+        isa(1, "tsc_adjust").by(Msr),
+        isa(2, "sgx").by(VmxControl).withheld("an enclave can't leave its machine"),
+        isa(3, "bmi1"),
+        isa(4, "hle").withheld(TSX),
+        isa(5, "avx2"),
+        hazard(6, "fdp_excptn_only").or(&["fdp-excptn-only"]),
+        isa(7, "smep").by(ControlRegister),
+        isa(8, "bmi2"),
+        hint(9, "erms"),
+        isa(10, "invpcid").by(Intercept),
+        isa(11, "rtm").withheld(TSX),
+        isa(12, "cqm").withheld(HOST_ONLY),
+        hazard(13, "zero_fcs_fds").or(&["zero-fcs-fds", "no_fpu_sel"]),
+        isa(14, "mpx").by(Xcr0).withheld("later CPUs lack MPX"),
+        isa(15, "rdt_a").withheld(HOST_ONLY),
+        isa(16, "avx512f").by(Xcr0),
+        isa(17, "avx512dq"),
+        isa(18, "rdseed").by(VmxControl),
+        isa(19, "adx"),
+        isa(20, "smap").by(ControlRegister),
+        isa(21, "avx512ifma").or(&["avx512_ifma"]),
+        isa(22, "pcommit").withheld("no CPU was made with it"),
+        isa(23, "clflushopt"),
+        isa(24, "clwb"),
+        isa(25, "intel_pt").or(&["intel-pt"]).by(Msr).withheld("traces don't move between hosts"),
+        isa(26, "avx512pf"),
+        isa(27, "avx512er"),
+        isa(28, "avx512cd"),
+        isa(29, "sha_ni").or(&["sha"]),
+        isa(30, "avx512bw"),
+        isa(31, "avx512vl"),
+    ]),
+    cpuid(0x7, 0, Ecx, &[
+        isa(0, "prefetchwt1"),
+        isa(1, "avx512vbmi").or(&["avx512_vbmi"]),
+        isa(2, "umip").by(ControlRegister),
+        isa(3, "pku").by(Xcr0),
+        synthetic(4, "ospke"),
+        isa(5, "waitpkg").by(VmxControl).withheld("UMWAIT keeps a CPU from all other guests"),
+        isa(6, "avx512_vbmi2").or(&["avx512vbmi2"]),
+        isa(7, "cet_ss").or(&["shstk", "cet-ss"]).by(Xcr0),
+        isa(8, "gfni"),
+        isa(9, "vaes"),
+        isa(10, "vpclmulqdq"),
+        isa(11, "avx512_vnni").or(&["avx512vnni"]),
+        isa(12, "avx512_bitalg").or(&["avx512bitalg"]),
+        isa(13, "tme").withheld(HOST_ONLY),
+        isa(14, "avx512_vpopcntdq").or(&["avx512-vpopcntdq"]),
+        isa(16, "la57").by(ControlRegister),
+        isa(22, "rdpid"),
+        isa(23, "keylocker").or(&["aeskle"]).by(ControlRegister).withheld("its keys stay in the CPU"),
+        isa(24, "bus_lock_detect").or(&["bus-lock-detect"]).by(Msr),
+        isa(25, "cldemote"),
+        isa(27, "movdiri"),
+        isa(28, "movdir64b"),
+        isa(29, "enqcmd").by(Msr).withheld("work queued to a device stays there"),
+        isa(30, "sgx_lc").or(&["sgxlc"]).withheld("an enclave can't leave its machine"),
+        isa(31, "pks").by(ControlRegister).withheld("KVM does not virtualise it"),
+    ]).ignoring(MAWAU),
+    cpuid(0x7, 0, Edx, &[
+        isa(1, "sgx_keys").withheld("an enclave can't leave its machine"),
+        isa(2, "avx512_4vnniw").or(&["avx512-4vnniw"]),
+        isa(3, "avx512_4fmaps").or(&["avx512-4fmaps"]),
+        hint(4, "fsrm"),
+        isa(5, "uintr").by(Xcr0).withheld("KVM does not virtualise it"),
+        isa(8, "avx512_vp2intersect").or(&["avx512-vp2intersect"]),
+        mitigation(9, "srbds_ctrl").by(Msr).withheld(HOST_ONLY),
+        hazard(10, "md_clear").or(&["md-clear"]),
+        isa(11, "rtm_always_abort").withheld(TSX),
+        isa(13, "tsx_force_abort").by(Msr).withheld(TSX),
+        isa(14, "serialize"),
+        isa(15, "hybrid_cpu").withheld("vCPUs are all alike"),
+        isa(16, "tsxldtrk").or(&["tsx-ldtrk"]).withheld(TSX),
+        isa(18, "pconfig").by(VmxControl).withheld(HOST_ONLY),
+        isa(19, "arch_lbr").or(&["arch-lbr"]).by(Msr).withheld("branch records don't move between hosts"),
+        isa(20, "cet_ibt").or(&["ibt", "cet-ibt"]),
+        isa(22, "amx_bf16").or(&["amx-bf16"]),
+        isa(23, "avx512_fp16").or(&["avx512-fp16"]),
+        isa(24, "amx_tile").or(&["amx-tile"]).by(Xcr0),
+        isa(25, "amx_int8").or(&["amx-int8"]),
+        mitigation(26, "spec_ctrl").or(&["spec-ctrl"]),
+        mitigation(27, "intel_stibp").or(&["stibp"]),
+        mitigation(28, "flush_l1d").or(&["l1d_flush", "flush-l1d"]).by(Msr),
+        mitigation(29, "arch_capabilities").or(&["arch_caps", "arch-capabilities"]).by(Msr),
+        isa(30, "core_capabilities").or(&["core-capability"]).by(Msr).withheld(HOST_ONLY),
+        mitigation(31, "ssbd").or(&["spec_ctrl_ssbd"]),
+    ]),
+    cpuid(0x7, 1, Eax, &[
+        isa(0, "sha512"), isa(1, "sm3"), isa(2, "sm4"),
+        isa(3, "rao_int").withheld("KVM does not virtualise it"),
+        isa(4, "avx_vnni").or(&["avx-vnni"]),
+        isa(5, "avx512_bf16").or(&["avx512-bf16"]),
+        isa(6, "lass").by(ControlRegister),
+        isa(7, "cmpccxadd"),
+        isa(8, "arch_perfmon_ext").withheld(NO_PMU),
+        hint(10, "fzrm"),
+        hint(11, "fsrs"),
+        hint(12, "fsrcs").or(&["fsrc"]),
+        isa(17, "fred").by(ControlRegister).withheld("KVM does not virtualise it"),
+        isa(18, "lkgs").withheld("KVM does not virtualise it"),
+        isa(19, "wrmsrns"),
+        isa(20, "nmi_src").withheld("KVM does not virtualise it"),
+        isa(21, "amx_fp16").or(&["amx-fp16"]),
+        isa(22, "hreset").withheld(HOST_ONLY),
+        isa(23, "avx_ifma").or(&["avx-ifma"]),
+        isa(26, "lam").by(ControlRegister),
+        isa(27, "msrlist").withheld("KVM does not virtualise it"),
+        isa(31, "movrs"),
+    ]),
+    cpuid(0x7, 1, Ebx, &[
+        isa(0, "intel_ppin").by(Msr).withheld("a serial number of the host's CPU"),
+        isa(1, "pbndkb").withheld(HOST_ONLY),
+    ]),
+    cpuid(0x7, 1, Ecx, &[isa(5, "msr_imm")]),
+    cpuid(0x7, 1, Edx, &[
+        isa(4, "avx_vnni_int8").or(&["avx-vnni-int8"]),
+        isa(5, "avx_ne_convert").or(&["avx-ne-convert"]),
+        isa(8, "amx_complex").or(&["amx-complex"]),
+        isa(10, "avx_vnni_int16").or(&["avx-vnni-int16"]),
+        isa(13, "utmr").withheld("KVM does not virtualise it"),
+        hint(14, "prefetchi").or(&["prefetchiti"]),
+        isa(15, "user_msr").withheld("KVM does not virtualise it"),
+        isa(17, "uiret_uif").withheld("KVM does not virtualise it"),
+        isa(18, "cet_sss").withheld("KVM does not virtualise it"),
+        isa(19, "avx10").withheld(AVX10),
+        isa(21, "apx_f").or(&["apxf", "apx"]).by(Xcr0).withheld("KVM does not virtualise it"),
+    ]),
+    cpuid(0x7, 2, Edx, &[
+        mitigation(0, "psfd").or(&["intel_psfd", "intel-psfd"]),
+        mitigation(1, "ipred_ctrl").or(&["ipred-ctrl"]),
+        mitigation(2, "rrsba_ctrl").or(&["rrsba-ctrl"]),
+        mitigation(3, "ddpd_u").or(&["ddpd-u"]),
+        mitigation(4, "bhi_ctrl").or(&["bhi-ctrl"]),
+        mitigation(5, "mcdt_no").or(&["mcdt-no"]),
+        isa(6, "uc_lock_disable").withheld(HOST_ONLY),
+        mitigation(7, "monitor_mitg_no").withheld("guests get no MONITOR"),
+    ]),
+    cpuid(0xd, 1, Eax, &[
+        isa(0, "xsaveopt"), isa(1, "xsavec"), isa(2, "xgetbv1"),
+        // AMD-V can't take it away while XSAVE stays.
+        isa(3, "xsaves").by(VmxControl),
+        isa(4, "xfd").by(Msr),
+    ]),
+    cpuid(0x24, 0, Ebx, &[
+        isa(16, "avx10_128").or(&["avx10-128"]).withheld(AVX10),
+        isa(17, "avx10_256").or(&["avx10-256"]).withheld(AVX10),
+        isa(18, "avx10_512").or(&["avx10-512"]).withheld(AVX10),
+    ]).ignoring(AVX10_VERSION),
+];
