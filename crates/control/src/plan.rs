@@ -53,6 +53,9 @@ pub struct GuestDescription {
     pub sections: Vec<SectionRef>,
     /// The CPU as the guest sees it.
     pub cpu: GuestCpu,
+    /// The guest only pretends to have that CPU, for tests: no real host may take it.
+    #[serde(default)]
+    pub simulated: bool,
 }
 
 /// Names one piece of guest state and the version of its layout.

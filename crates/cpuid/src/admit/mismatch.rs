@@ -139,20 +139,16 @@ impl Mismatch {
     pub fn advice(&self) -> &'static str {
         match (self.cause, self.field.as_str()) {
             (Cause::VendorDiffers, _) => "pick a host of the guest's vendor",
-            (Cause::RemovedByMicrocode, _) => "power-cycle the guest with a baseline that lacks it",
+            (Cause::RemovedByMicrocode, _) => "use a baseline that lacks it",
             (Cause::DisabledInFirmware, _) => "switch it on in the host's firmware setup",
             (Cause::MaskedByKvm, _) => "compare kernel and kvm module options of both hosts",
             (Cause::MaskedByPolicy, _) => {
                 "change the host's `hide_cpu_features`, or pick a baseline without it"
             }
-            (Cause::LayoutDiffers, _) => "power-cycle the guest with a baseline that lacks it",
-            (Cause::HazardOnDestination, _) => {
-                "power-cycle the guest with a named baseline: those tell of every hazard"
-            }
+            (Cause::LayoutDiffers, _) => "use a baseline that lacks it",
+            (Cause::HazardOnDestination, _) => "use a named baseline: those tell of every hazard",
             (_, "tsc_khz") => "pick a host of that TSC frequency, or one with TSC scaling",
-            (Cause::HostLacks | Cause::ValueDiffers, _) => {
-                "pick another host, or power-cycle the guest with a lower baseline"
-            }
+            (Cause::HostLacks | Cause::ValueDiffers, _) => "pick another host, or use a lower baseline",
         }
     }
 }

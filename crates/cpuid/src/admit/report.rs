@@ -31,7 +31,9 @@ impl CpuReport {
     /// Of a guest that wants to come to a host.
     #[must_use]
     pub fn of(guest: &GuestCpu, host: &HostCpu) -> Self {
-        Self::new(&guest.table, &guest.baseline, host, admit(guest, host))
+        let mut report = Self::new(&guest.table, &guest.baseline, host, admit(guest, host));
+        report.fix = report.fixes("power-cycle the guest with");
+        report
     }
 
     fn new(guest: &CpuTable, made_from: &str, host: &HostCpu, admission: Admission) -> Self {
@@ -39,7 +41,7 @@ impl CpuReport {
         let (has, offers) = (guest.features() - hazards(), host.offered());
         let name = |features| vendor.and_then(|vendor| name_of(vendor, features));
         let same_vendor = guest.cpuid.vendor() == host.vendor();
-        let mut report = Self {
+        Self {
             admitted: admission.is_admitted(),
             made_from: made_from.to_owned(),
             guest_baseline: name(has),
@@ -48,21 +50,18 @@ impl CpuReport {
             mismatches: admission.mismatches,
             warnings: admission.warnings,
             fix: Vec::new(),
-        };
-        report.fix = report.fixes();
-        report
+        }
     }
 
     /// Each thing to do once, in the order of the mismatches; first what solves all of them.
-    fn fixes(&self) -> Vec<String> {
+    fn fixes(&self, make: &str) -> Vec<String> {
         let mut fixes = Vec::new();
         let by_baseline = self
             .mismatches
             .iter()
             .all(|mismatch| !matches!(mismatch.cause, Cause::VendorDiffers) && mismatch.field != "tsc_khz");
         if let (false, true, Some(common)) = (self.admitted, by_baseline, &self.common_baseline) {
-            fixes
-                .push(format!("power-cycle the guest with `--cpu-baseline {common}`, which both sides have"));
+            fixes.push(format!("{make} `--cpu-baseline {common}`, which both sides have"));
         }
         for mismatch in &self.mismatches {
             let advice = mismatch.advice().to_owned();
@@ -97,7 +96,9 @@ impl HostCpu {
         let masked = hidden.map(|feature| Mismatch::feature(feature, true, Cause::MaskedByPolicy, &vendor));
         admission.mismatches.extend(masked);
         if !admission.is_admitted() {
-            return Err(Box::new(CpuReport::new(&table, &baseline.name, self, admission)));
+            let mut report = CpuReport::new(&table, &baseline.name, self, admission);
+            report.fix = report.fixes("make the guest with");
+            return Err(Box::new(report));
         }
         Ok(GuestCpu {
             baseline: baseline.name.clone(),

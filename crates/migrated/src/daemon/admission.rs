@@ -118,6 +118,14 @@ impl Daemon {
                 ),
             );
         }
+        if request.description.simulated != self.is_simulated() {
+            refuse(
+                "simulated_cpu",
+                "one of both hosts only pretends to have its CPU (`testing.simulate_cpu`), for tests: guests move \
+                 among such hosts, or among real ones"
+                    .into(),
+            );
+        }
         match self.kvm() {
             Ok(kvm) => reasons.extend(spec::faults(&request.spec, kvm.max_vcpus)),
             Err(e) => reasons.push(e.to_reason()),

@@ -334,5 +334,6 @@ pub fn description(memory_bytes: u64, cpu: GuestCpu) -> GuestDescription {
         ram: serde_json::from_value(serde_json::json!({ "blocks": block })).unwrap(),
         sections: vec![SectionRef { kind: "vcpu".into(), instance: 0, version: 1 }],
         cpu,
+        simulated: false,
     }
 }

@@ -30,6 +30,11 @@ impl Pretended {
         None
     }
 
+    /// Whether the guest is said to have another CPU than it has.
+    pub fn is_simulated(&self) -> bool {
+        self.0.get().is_some()
+    }
+
     /// The CPU that the guest is said to have.
     pub fn of(&self, vm: &Vm) -> GuestCpu {
         self.0.get().unwrap_or_else(|| vm.cpu()).clone()

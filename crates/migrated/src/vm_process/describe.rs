@@ -13,7 +13,12 @@ pub fn describe(process: &Process, vm: &Vm) -> GuestDescription {
         .into_iter()
         .map(|id| SectionRef { kind: id.kind, instance: id.instance, version: id.version })
         .collect();
-    GuestDescription { ram: vm.ram().layout().clone(), sections, cpu: process.cpu.of(vm) }
+    GuestDescription {
+        ram: vm.ram().layout().clone(),
+        sections,
+        cpu: process.cpu.of(vm),
+        simulated: process.cpu.is_simulated(),
+    }
 }
 
 /// The same as it goes on the wire at preflight, where both ends must have it byte by byte.

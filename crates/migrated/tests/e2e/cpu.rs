@@ -244,6 +244,18 @@ fn a_site_s_own_baseline_is_a_file() {
     assert!(detail.contains("/nowhere.toml"), "{detail}");
 }
 
+#[test]
+fn a_pretended_cpu_does_not_come_to_a_real_host() {
+    require!(Kvm, Netns);
+    let lab = Lab::with(&format!("[testing]\nsimulate_cpu = {:?}\n", dump("amd-zen2")), "");
+    create(&lab.a, json!("x86-64-v1"));
+    let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b" })).id);
+    let error = record.error.expect("a refusal");
+    assert!(error.message.contains("testing.simulate_cpu"), "{error:?}");
+    assert!(lab.b.find("g").is_none());
+    lab.await_tidy();
+}
+
 /// On the CPU that is really here.
 #[test]
 fn a_guest_of_a_named_baseline_runs_and_moves_on_this_host() {

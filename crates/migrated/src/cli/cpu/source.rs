@@ -27,7 +27,8 @@ impl Source {
     /// A file where there is one, otherwise a host.
     pub fn of(text: &str) -> Result<Self> {
         let path = Path::new(text);
-        if path.is_file() {
+        // Also a pipe of the shell's.
+        if path.exists() && !path.is_dir() {
             let dump = std::fs::read_to_string(path).with_context(|| format!("can't read {text}"))?;
             let host = Box::new(parse_dump(text, &dump).map_err(local)?);
             return Ok(Self::Dump { host, json: serde_json::from_str(&dump)? });
