@@ -17,7 +17,7 @@ pub const HELLO_REPLY_MAX: usize = 12 + MAX_TEXT;
 const MAX_TEXT: usize = 512;
 
 /// The protocol versions this build speaks.
-pub const PROTOCOL: VersionRange = VersionRange { min: 1, max: 1 };
+pub const PROTOCOL: VersionRange = VersionRange { min: 2, max: 2 };
 
 /// Protocol versions that one end speaks, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
