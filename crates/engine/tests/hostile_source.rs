@@ -5,7 +5,7 @@ use std::time::Duration;
 use migrated_engine::destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
 use migrated_engine::{MigrationRecord, MigrationState};
 use migrated_pages::{BlockId, PageRun, RamBlock, RamLayout};
-use migrated_wire::{FrameHead, FrameKind, GuestIdentity, ToDestination, VerifyWhen};
+use migrated_wire::{FrameHead, FrameKind, GuestIdentity, PostcopyUse, ToDestination, VerifyWhen};
 
 const EPOCH: u64 = 1;
 const NOW: Duration = Duration::ZERO;
@@ -25,6 +25,7 @@ fn connected() -> Destination {
         identity: identity(),
         epoch: EPOCH,
         rehearsal: NOW,
+        postcopy: Ok(()),
         patience: Duration::from_secs(1),
         peer: "hostile".into(),
     };
@@ -34,7 +35,8 @@ fn connected() -> Destination {
 }
 
 fn preflight(identity: GuestIdentity, epoch: u64, channels: u16, verify: VerifyWhen) -> ToDestination {
-    ToDestination::Preflight { identity, epoch, channels, verify, guest_clock: None }
+    let postcopy = PostcopyUse::Allowed;
+    ToDestination::Preflight { identity, epoch, channels, verify, postcopy, guest_clock: None }
 }
 
 /// A destination whose source has said what it will send, on one channel.

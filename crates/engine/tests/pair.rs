@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use migrated_engine::{Limits, MigrationState, OnTimeout};
+use migrated_engine::{Limits, MigrationState, Mode, OnTimeout};
 use migrated_testkit::pair::{Ending, Fault, GuestOperation, Pair, Scenario};
 use migrated_wire::VerifyWhen;
 use proptest::prelude::*;
@@ -23,16 +23,27 @@ fn scenario() -> impl Strategy<Value = Scenario> {
             on_timeout,
             bandwidth_bps,
         });
-    (any::<u64>(), 2u64..700, 1u16..5, 0u64..12, verify, limits, prop::collection::vec(fault(), 0..3))
-        .prop_map(|(seed, pages, channels, writes_per_tick, verify, limits, faults)| Scenario {
+    let mode = prop_oneof![Just(Mode::Precopy), Just(Mode::Postcopy), Just(Mode::Hybrid)];
+    let guest = (any::<u64>(), 2u64..700, 1u16..5, 0u64..12);
+    let faults = prop::collection::vec(fault(), 0..4);
+    (guest, mode, prop::bool::weighted(0.8), verify, limits, faults).prop_map(
+        |((seed, pages, channels, writes_per_tick), mode, reconnects, verify, limits, faults)| Scenario {
             seed,
+            mode,
+            reconnects,
             pages,
             channels,
             writes_per_tick,
-            verify,
+            verify: verify_in(mode, verify),
             limits,
             faults,
-        })
+        },
+    )
+}
+
+/// Memory can't be compared before the guest runs when its pages follow it.
+fn verify_in(mode: Mode, verify: VerifyWhen) -> VerifyWhen {
+    if mode != Mode::Precopy && verify == VerifyWhen::Before { VerifyWhen::After } else { verify }
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
@@ -49,10 +60,10 @@ fn fault() -> impl Strategy<Value = Fault> {
     ];
     prop_oneof![
         2 => moment.clone().prop_map(Fault::CutAt),
-        4 => (1u64..30).prop_map(Fault::CutAtMessage),
+        4 => (1u64..60).prop_map(Fault::CutAtMessage),
         2 => moment.clone().prop_map(Fault::CancelAt),
         1 => moment.prop_map(Fault::DestinationDiesAt),
-        3 => (1u64..30).prop_map(Fault::DestinationDiesAtMessage),
+        2 => (1u64..60).prop_map(Fault::DestinationDiesAtMessage),
         1 => operation.prop_map(Fault::Fails),
     ]
 }
@@ -60,6 +71,9 @@ fn fault() -> impl Strategy<Value = Fault> {
 /// What must hold of every ending, whatever went wrong.
 fn check(scenario: &Scenario, ending: &Ending) -> Result<(), TestCaseError> {
     let runs_at_source = ending.source_guest.as_ref().is_some_and(migrated_testkit::FakeGuest::is_running);
+    let kills =
+        |fault: &Fault| matches!(fault, Fault::DestinationDiesAt(_) | Fault::DestinationDiesAtMessage(_));
+    let killed = scenario.faults.iter().any(kills);
     match ending.state {
         MigrationState::Completed => {
             prop_assert!(ending.source_guest.is_none(), "completed, but the source kept its copy");
@@ -75,11 +89,16 @@ fn check(scenario: &Scenario, ending: &Ending) -> Result<(), TestCaseError> {
             prop_assert!(!ending.ever_ran_at_destination);
             prop_assert!(ending.record.error.is_some());
         }
+        // The only copy of what is missing is kept, and the guest stays down here.
+        MigrationState::PostcopyPaused => {
+            prop_assert!(!scenario.reconnects || killed, "the link came back");
+            prop_assert!(ending.source_guest.is_some() && !runs_at_source);
+            prop_assert!(ending.ever_ran_at_destination);
+            prop_assert!(ending.record.error.is_some());
+        }
         other => prop_assert!(false, "ended in {other}"),
     }
-    let kills =
-        |fault: &Fault| matches!(fault, Fault::DestinationDiesAt(_) | Fault::DestinationDiesAtMessage(_));
-    if !scenario.faults.iter().any(kills) {
+    if !killed {
         prop_assert!(runs_at_source != ending.runs_at_destination, "exactly one copy runs");
     }
     Ok(())
@@ -93,10 +112,10 @@ proptest! {
         let ending = Pair::new(scenario.clone()).run().map_err(TestCaseError::fail)?;
         check(&scenario, &ending)?;
         // What failed can be tried again, and the second attempt loses nothing of the first one's time.
-        if let Some(guest) = ending.source_guest {
+        if let Some(guest) = ending.source_guest.filter(|_| ending.state != MigrationState::PostcopyPaused) {
             let calm = Scenario {
                 faults: Vec::new(),
-                verify: VerifyWhen::Before,
+                verify: verify_in(scenario.mode, VerifyWhen::Before),
                 limits: Limits { on_timeout: OnTimeout::Stop, ..scenario.limits },
                 ..scenario
             };
@@ -110,6 +129,8 @@ proptest! {
 fn calm() -> Scenario {
     Scenario {
         seed: 1,
+        mode: Mode::Precopy,
+        reconnects: true,
         pages: 600,
         channels: 2,
         writes_per_tick: 1,
@@ -182,4 +203,45 @@ fn an_unknown_link_after_the_commit_is_resolved_by_asking() {
     assert!(seen.contains(&(true, MigrationState::Completed)), "committed, and the ack was lost");
     assert!(seen.contains(&(true, MigrationState::Failed)), "the commit was lost, and the source went on");
     assert!(seen.contains(&(false, MigrationState::Failed)));
+}
+
+#[test]
+fn pages_follow_a_guest_and_the_record_tells_how() {
+    for mode in [Mode::Postcopy, Mode::Hybrid] {
+        let limits = Limits { max_downtime: Duration::from_micros(1), ..Limits::default() };
+        let verify = VerifyWhen::After;
+        let ending =
+            Pair::new(Scenario { mode, verify, limits, writes_per_tick: 40, ..calm() }).run().unwrap();
+        let record = ending.record;
+        assert_eq!(ending.state, MigrationState::Completed, "{:?}", record.error);
+        assert_eq!(record.mode, mode);
+        let counts = record.postcopy.unwrap();
+        assert!(counts.missing_pages > 0);
+        assert_eq!(counts.missing_pages == 600, mode == Mode::Postcopy, "{counts:?}");
+        let sent = counts.pages_push + counts.pages_fault + counts.pages_prefetch;
+        assert_eq!(sent, counts.missing_pages, "each page once: {counts:?}");
+        assert!(counts.pages_fault > 0 && counts.faults >= counts.pages_fault, "{counts:?}");
+        assert!(counts.last_page_ms.is_some() && counts.recoveries.is_empty());
+        assert!(record.decisions.iter().any(|d| d.decision == "switch_to_postcopy"));
+        let there = ending.destination.postcopy.unwrap();
+        assert!(there.faults > 0 && there.fault_latency.count() > 0, "{there:?}");
+        assert_eq!((there.missing_pages, there.pages_duplicate), (counts.missing_pages, 0));
+        assert_eq!(record.verified.map(|v| (v.pages, v.mismatches)), Some((600, 0)));
+    }
+}
+
+#[test]
+fn a_link_that_is_cut_at_every_message_in_turn_is_recovered_from() {
+    let mut recovered = 0;
+    for n in 1..120 {
+        let faults = vec![Fault::CutAtMessage(n), Fault::CutAtMessage(n + 7)];
+        let scenario = Scenario { mode: Mode::Postcopy, verify: VerifyWhen::After, faults, ..calm() };
+        let ending = Pair::new(scenario).run().unwrap();
+        let recoveries = ending.record.postcopy.map_or(0, |counts| counts.recoveries.len());
+        if recoveries > 0 {
+            assert_eq!(ending.state, MigrationState::Completed, "{:?}", ending.record.error);
+            recovered += 1;
+        }
+    }
+    assert!(recovered > 20, "{recovered} migrations lost their link while pages followed the guest");
 }

@@ -1,9 +1,8 @@
 use std::collections::VecDeque;
 
-use migrated_pages::{BlockId, PageSet};
+use migrated_pages::{BlockId, PageRun, PageSet};
 
 use super::drain::append_page;
-use migrated_pages::PageRun;
 
 /// Streams followed at a time: about as many as vCPUs fault at once.
 const STREAMS: usize = 16;
@@ -85,12 +84,13 @@ impl Prefetch {
 }
 
 impl Stream {
-    /// Whether the page lies in the window or as far again behind it, on the stride.
+    /// Whether the page lies in the window or just behind it, on the stride; a stream that has proved itself
+    /// may skip what the background push has sent.
     fn expects(&self, block: BlockId, page: u64) -> bool {
         let distance = page as i64 - self.last as i64;
-        block == self.block
-            && distance % self.stride == 0
-            && (1..=2 * (self.window as i64 + 1)).contains(&(distance / self.stride))
+        let window = self.window as i64 + 1;
+        let reach = if self.window > UNPROVEN_MAX { 2 * window } else { window };
+        block == self.block && distance % self.stride == 0 && (1..=reach).contains(&(distance / self.stride))
     }
 
     fn is_near(&self, block: BlockId, page: u64) -> bool {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use migrated_engine::Limits;
 use migrated_engine::source::SourceEvent;
+use migrated_engine::{Limits, Mode};
 use migrated_wire::VerifyWhen;
 
 use super::link::Happening;
@@ -11,6 +11,10 @@ use super::link::Happening;
 pub struct Scenario {
     /// Seed of every random choice.
     pub seed: u64,
+    /// How memory is moved.
+    pub mode: Mode,
+    /// Whether a link that was cut comes back some time.
+    pub reconnects: bool,
     /// Size of the guest in pages.
     pub pages: u64,
     /// Page channels.
