@@ -9,6 +9,7 @@ use migrated_pages::{BlockId, PageRun, PageSet};
 
 use super::Pair;
 use super::link::{Channel, Happening};
+use super::scenario::Fault;
 use crate::rng::Rng;
 
 /// vCPUs of the destination's guest that touch pages of their own choice.
@@ -26,6 +27,7 @@ pub(super) struct Following {
     blocked: [Option<Touch>; VCPUS],
     /// Pages that the source sent on this link.
     sent: PageSet,
+    frames: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +40,13 @@ struct Touch {
 
 impl Following {
     pub(super) fn new(nothing: &PageSet) -> Self {
-        Self { absent: nothing.clone(), expected: Vec::new(), blocked: [None; VCPUS], sent: nothing.clone() }
+        Self {
+            absent: nothing.clone(),
+            expected: Vec::new(),
+            blocked: [None; VCPUS],
+            sent: nothing.clone(),
+            frames: 0,
+        }
     }
 }
 
@@ -137,6 +145,10 @@ impl Pair {
 
     /// The source sends a page for the first time on this link.
     pub(super) fn note_sent(&mut self, runs: &[PageRun]) -> Result<(), String> {
+        self.following.frames += 1;
+        if self.scenario.faults.contains(&Fault::CutAtFollowing(self.following.frames)) {
+            self.cut();
+        }
         let again = runs.iter().find(|run| self.following.sent.insert(**run) != run.count);
         again.map_or(Ok(()), |run| Err(format!("{run:?} was sent twice on one link")))
     }

@@ -57,6 +57,8 @@ pub enum Fault {
     CutAt(Duration),
     /// The link is cut when this control message (counted over both directions) is sent.
     CutAtMessage(u64),
+    /// The link is cut when this frame of pages that follow the guest (counted over all links) is sent.
+    CutAtFollowing(u64),
     /// Somebody cancels at this moment.
     CancelAt(Duration),
     /// The destination's process is killed at this moment.

@@ -139,7 +139,8 @@ impl Pair {
     pub(super) fn pull(&mut self, channel: u16) -> Result<(), String> {
         let mut runs = Vec::new();
         let now = self.link.now;
-        let following = self.source.record(now).postcopy.is_some();
+        let following =
+            matches!(self.source.state(), MigrationState::Switchover | MigrationState::PostcopyActive);
         let (iteration, kind) = match self.source.next_batch(now, channel, &mut runs) {
             Next::Pages { iteration } => (iteration, FrameKind::Pages),
             Next::Hashes { iteration } => (iteration, FrameKind::Hashes),
