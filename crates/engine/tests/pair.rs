@@ -18,14 +18,15 @@ fn scenario() -> impl Strategy<Value = Scenario> {
     let on_timeout = prop_oneof![Just(OnTimeout::Cancel), Just(OnTimeout::Stop)];
     let timeout = prop_oneof![4 => Just(5_000u64), 1 => 1u64..200];
     let downtime = prop_oneof![2 => Just(10_000u64), 1 => Just(1)];
-    let limits = (downtime, on_timeout, timeout, 1u32..12, prop::option::weighted(0.5, 50_000_000u64..1_000_000_000))
-        .prop_map(|(downtime, on_timeout, timeout, max_iterations, bandwidth_bps)| Limits {
-            max_downtime: Duration::from_micros(downtime),
-            timeout: Duration::from_millis(timeout),
-            max_iterations,
-            on_timeout,
-            bandwidth_bps,
-        });
+    let limits =
+        (downtime, on_timeout, timeout, 1u32..12, prop::option::weighted(0.5, 50_000_000u64..1_000_000_000))
+            .prop_map(|(downtime, on_timeout, timeout, max_iterations, bandwidth_bps)| Limits {
+                max_downtime: Duration::from_micros(downtime),
+                timeout: Duration::from_millis(timeout),
+                max_iterations,
+                on_timeout,
+                bandwidth_bps,
+            });
     let mode = prop_oneof![Just(Mode::Precopy), Just(Mode::Postcopy), Just(Mode::Hybrid)];
     let guest = (any::<u64>(), 2u64..700, 1u16..5, prop_oneof![2 => 0u64..12, 1 => 12u64..100]);
     let faults = prop::collection::vec(fault(), 0..5);
