@@ -15,6 +15,7 @@ mod traits;
 pub use error::GuestError;
 pub use postcopy::{
     Claim, FaultReader, FaultStop, MissingPages, PageFault, PostcopyError, PostcopyRam, PreparedPostcopy,
+    WatchedRam,
 };
 pub use ram::{GuestRam, PageClass};
 pub use section::{SectionId, StateSection};

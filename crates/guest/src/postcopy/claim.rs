@@ -19,8 +19,8 @@ impl<'a> Claim<'a> {
     pub(super) fn new(armed: &'a Armed, runs: impl IntoIterator<Item = PageRun>) -> Self {
         let mut pieces = Vec::new();
         for run in runs {
-            assert!(armed.ram.layout().contains(run), "{run:?} is outside of guest RAM");
-            armed.missing.claim(run, &mut pieces);
+            assert!(armed.ram().layout().contains(run), "{run:?} is outside of guest RAM");
+            armed.missing().claim(run, &mut pieces);
         }
         Self { armed, pieces }
     }
@@ -59,7 +59,7 @@ impl<'a> Claim<'a> {
                 result.as_ref().map_or_else(|partly| (partly.bytes / PAGE_SIZE) as u64, |()| run.count);
             if done > 0 {
                 let there = PageRun { count: done, ..*run };
-                self.armed.missing.placed(there);
+                self.armed.missing().placed(there);
                 placed.push(there);
             }
             if let Err(partly) = result {
@@ -79,7 +79,7 @@ impl<'a> Claim<'a> {
         self.pieces = pieces;
         // Who waits for an empty page must fault once more to be seen by the fault reader, which provides
         // what is not missing. So the pages are placed first, and then woken.
-        empty.iter().for_each(|run| self.armed.missing.placed(*run));
+        empty.iter().for_each(|run| self.armed.missing().placed(*run));
         placed.extend(&empty);
         empty.iter().try_for_each(|run| self.armed.wake(*run))?;
         self.runs().for_each(|run| self.armed.staging.zero(run));
@@ -107,6 +107,6 @@ impl<'a> Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.runs().for_each(|run| self.armed.missing.give_up(run));
+        self.runs().for_each(|run| self.armed.missing().give_up(run));
     }
 }

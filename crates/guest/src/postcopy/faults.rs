@@ -103,7 +103,7 @@ impl FaultReader {
         // What fails stays here for the next call: the kernel tells each fault once.
         while let Some(FaultEvent { address, is_write, thread }) = self.events.last().copied() {
             if let Some((block, page)) = self.armed.page_at(address) {
-                if self.armed.missing.contains(block, page) {
+                if self.armed.missing().contains(block, page) {
                     out.push(PageFault { block, page, is_write, thread });
                 } else {
                     self.armed.provide(PageRun { block, first: page, count: 1 })?;
@@ -127,8 +127,8 @@ impl FaultReader {
 impl Armed {
     /// The page at a host address of the guest's mapping.
     fn page_at(&self, address: u64) -> Option<(BlockId, u64)> {
-        self.ram.layout().ids().find_map(|block| {
-            let mapping = self.ram.mapping(block);
+        self.ram().layout().ids().find_map(|block| {
+            let mapping = self.ram().mapping(block);
             let offset = address.checked_sub(mapping.as_ptr().addr() as u64)?;
             (offset < mapping.size() as u64).then_some((block, offset / PAGE_SIZE as u64))
         })

@@ -34,8 +34,9 @@
 //!
 //! # Whose faults
 //!
-//! vCPUs wait in KVM_RUN, where a kick reaches them: a guest can be paused while it waits for a page. Other
-//! threads wait in whatever they do: KVM's ioctls that restore state read and write guest memory
+//! vCPUs wait in KVM_RUN, where a kick reaches them: a guest can be paused while it waits for a page. (Not while
+//! KVM itself emulates an instruction for it that touches the page: then the kick is seen when the page
+//! comes.) Other threads wait in whatever they do: KVM's ioctls that restore state read and write guest memory
 //! (kvmclock, steal time, page-directory pointers), and so does a device model. Thus, in this order: arm,
 //! start the reader on a thread of its own, restore the state on another, run. A reader that restores
 //! state, or receives pages, or takes a lock that somebody holds who touches guest RAM, waits for itself.
@@ -45,16 +46,16 @@
 //!
 //! [`PostcopyRam::finish`] lets go of the RAM when nothing is missing. Dropping it while pages are
 //! missing lets go of nothing: threads go on waiting for what will not come, as letting them see stale memory
-//! would corrupt a guest that runs. [`PostcopyRam::abandon`] is for a guest that never runs again.
+//! would corrupt a guest that runs. [`WatchedRam::abandon`] is for a guest that never runs again.
 
 mod claim;
 mod error;
 mod faults;
 mod pages;
 mod prepare;
+mod watched;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use migrated_kernel::Userfaultfd;
 use migrated_pages::{PAGE_SIZE, PageRun, PageSet};
@@ -69,6 +70,7 @@ use error::kernel;
 pub use faults::{FaultReader, FaultStop, PageFault};
 pub use pages::MissingPages;
 pub use prepare::PreparedPostcopy;
+pub use watched::WatchedRam;
 
 /// RAM that is armed for post-copy. Cheap to clone; all clones are the same.
 #[derive(Clone, Debug)]
@@ -78,16 +80,11 @@ pub struct PostcopyRam {
 
 #[derive(Debug)]
 struct Armed {
-    /// The guest's mapping.
-    ram: GuestRam,
+    watched: WatchedRam,
     /// The same memory, mapped once more and not watched.
     staging: GuestRam,
-    /// `None` only while it is dropped.
-    uffd: Option<Userfaultfd>,
-    missing: MissingPages,
     /// Pages that [`PreparedPostcopy::unmap`] took out of the guest's mapping.
     unmapped: PageSet,
-    released: AtomicBool,
     /// Takes bytes that nobody wants.
     discard: MmapRegion<()>,
 }
@@ -114,7 +111,13 @@ impl PostcopyRam {
     /// The pages that have not come yet.
     #[must_use]
     pub fn missing(&self) -> &MissingPages {
-        &self.armed.missing
+        self.armed.watched.missing()
+    }
+
+    /// What the VMM keeps of it, to know what is missing and to end a guest that waits.
+    #[must_use]
+    pub fn watched(&self) -> &WatchedRam {
+        &self.armed.watched
     }
 
     /// The staging mapping, to read pages that are claimed or placed without waiting for anything. Not to be
@@ -136,7 +139,6 @@ impl PostcopyRam {
     ///
     /// # Panics
     /// On a run outside the layout: a peer's runs are checked first.
-    #[must_use]
     pub fn claim(&self, runs: impl IntoIterator<Item = PageRun>) -> Claim<'_> {
         Claim::new(&self.armed, runs)
     }
@@ -165,7 +167,7 @@ impl PostcopyRam {
             let (mut at, end) = (run.first, run.first + run.count);
             while at < end {
                 at = armed.next_data(PageRun { block: run.block, first: at, count: end - at });
-                let is_present = |page: &u64| !armed.missing.contains(run.block, *page);
+                let is_present = |page: &u64| !armed.missing().contains(run.block, *page);
                 let count = (at..end).take_while(is_present).take(MAP_AT_ONCE).count() as u64;
                 if count > 0 {
                     let present = PageRun { block: run.block, first: at, count };
@@ -182,19 +184,18 @@ impl PostcopyRam {
     /// # Errors
     /// [`PostcopyError::Missing`] while pages are missing: nothing is let go of then.
     pub fn finish(&self) -> Result<(), PostcopyError> {
-        match self.armed.missing.count() {
-            0 => self.armed.release(),
+        match self.missing().count() {
+            0 => self.armed.watched.release(),
             pages => Err(PostcopyError::Missing { pages }),
         }
     }
 
-    /// Lets go of the RAM whatever is missing, and of all who wait: they see stale memory or zeros. **Only
-    /// for a guest of which no vCPU runs or will ever run**, to free threads that restore its state.
+    /// As [`WatchedRam::abandon`].
     ///
     /// # Errors
     /// [`PostcopyError::Userfaultfd`].
     pub fn abandon(&self) -> Result<(), PostcopyError> {
-        self.armed.release()
+        self.armed.watched.abandon()
     }
 }
 
@@ -202,14 +203,23 @@ impl PostcopyRam {
 const MAP_AT_ONCE: usize = 512;
 
 impl Armed {
+    fn missing(&self) -> &MissingPages {
+        self.watched.missing()
+    }
+
     fn uffd(&self) -> &Userfaultfd {
-        self.uffd.as_ref().expect("it goes only when all goes")
+        self.watched.watch.uffd()
+    }
+
+    /// The guest's mapping.
+    fn ram(&self) -> &GuestRam {
+        &self.watched.watch.ram
     }
 
     /// Enters pages that the file has into the guest's mapping.
     fn map(&self, run: PageRun) -> Result<(), migrated_kernel::PartlyMapped> {
         let (offset, length) = bytes(run);
-        self.uffd().map(self.ram.mapping(run.block), offset, length)
+        self.uffd().map(self.ram().mapping(run.block), offset, length)
     }
 
     /// As [`map`](Self::map), up to the first page that the file doesn't have; returns how many.
@@ -223,13 +233,13 @@ impl Armed {
 
     fn wake(&self, run: PageRun) -> Result<(), PostcopyError> {
         let (offset, length) = bytes(run);
-        Ok(self.uffd().wake(self.ram.mapping(run.block), offset, length)?)
+        Ok(self.uffd().wake(self.ram().mapping(run.block), offset, length)?)
     }
 
     /// First page of the run that the file may have, or the run's end.
     fn next_data(&self, run: PageRun) -> u64 {
         let end = run.first + run.count;
-        self.ram.file_of(run.block).map_or(run.first, |file| next_data(file, run.first).min(end))
+        self.ram().file_of(run.block).map_or(run.first, |file| next_data(file, run.first).min(end))
     }
 
     /// Lets the guest have a page that is not missing: what the file has, or zeros.
@@ -237,24 +247,6 @@ impl Armed {
         // Reading a page that the file doesn't have gives it one.
         self.staging.slice(page).copy_to(&mut [0u8]);
         self.map(page).map_err(|partly| partly.error.into())
-    }
-
-    fn release(&self) -> Result<(), PostcopyError> {
-        if !self.released.swap(true, Ordering::AcqRel) {
-            for block in self.ram.layout().ids() {
-                self.uffd().unregister(self.ram.mapping(block))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Armed {
-    fn drop(&mut self) {
-        if !*self.released.get_mut() {
-            // Closing it would let waiting vCPUs go on with stale memory.
-            std::mem::forget(self.uffd.take());
-        }
     }
 }
 

@@ -1,5 +1,4 @@
 use std::num::NonZero;
-use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use migrated_kernel::{MemoryAdvice, Userfaultfd, advise};
@@ -10,7 +9,7 @@ use vm_memory::{
     FileOffset, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
-use super::{Armed, MissingPages, PostcopyError, PostcopyRam, bytes, kernel};
+use super::{Armed, MissingPages, PostcopyError, PostcopyRam, WatchedRam, bytes, kernel};
 use crate::GuestRam;
 use crate::ram::{next_data, next_hole};
 
@@ -93,8 +92,8 @@ impl PreparedPostcopy {
         ram.layout().ids().try_for_each(|block| uffd.register(ram.mapping(block)))?;
         take_out(&ram, stale)?;
         let missing = MissingPages::new(ram.layout(), stale);
-        let released = AtomicBool::new(false);
-        let armed = Armed { ram, staging, uffd: Some(uffd), missing, unmapped, released, discard };
+        let watched = WatchedRam::new(ram, uffd, missing);
+        let armed = Armed { watched, staging, unmapped, discard };
         Ok(PostcopyRam { armed: armed.into() })
     }
 }

@@ -1,6 +1,5 @@
 //! Random scenarios against an oracle: two threads are the guest, one answers faults, one pushes.
 
-
 use migrated_guest::{GuestRam, PostcopyRam};
 use migrated_pages::{BlockId, PageRun, PageSet};
 use migrated_testkit::{Rng, require};
@@ -23,7 +22,11 @@ fn whatever_the_order_the_guest_sees_each_page_once_and_right() {
 /// What a page holds at the source.
 fn source(seed: u64, block: BlockId, page: u64) -> u64 {
     // Long stretches of zero pages, and single ones.
-    if (page / 24 + seed) % 3 == 0 || (page * 7 + seed) % 11 == 0 { 0 } else { new(block, page) }
+    if (page / 24 + seed).is_multiple_of(3) || (page * 7 + seed).is_multiple_of(11) {
+        0
+    } else {
+        new(block, page)
+    }
 }
 
 fn random_run(rng: &mut Rng) -> PageRun {
@@ -35,8 +38,8 @@ fn random_run(rng: &mut Rng) -> PageRun {
 
 fn scenario(seed: u64) {
     let rng = &mut Rng::new(seed);
-    let ram = if seed % 2 == 0 { Ram::full() } else { Ram::empty() };
-    let old = |block, page| if seed % 2 == 0 { old(block, page) } else { 0 };
+    let ram = if seed.is_multiple_of(2) { Ram::full() } else { Ram::empty() };
+    let old = |block, page| if seed.is_multiple_of(2) { old(block, page) } else { 0 };
     let runs = |rng: &mut Rng| (0..rng.below(12)).map(|_| random_run(rng)).collect::<Vec<_>>();
     let stale = match seed % 5 {
         0 => PageSet::full(ram.ram.layout()),
