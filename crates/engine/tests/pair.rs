@@ -19,7 +19,7 @@ fn scenario() -> impl Strategy<Value = Scenario> {
     let timeout = prop_oneof![4 => Just(5_000u64), 1 => 1u64..200];
     let downtime = prop_oneof![2 => Just(10_000u64), 1 => Just(1)];
     let limits =
-        (downtime, on_timeout, timeout, 1u32..12, prop::option::weighted(0.5, 50_000_000u64..1_000_000_000))
+        (downtime, on_timeout, timeout, 1u32..12, prop::option::weighted(0.3, 100_000_000u64..2_000_000_000))
             .prop_map(|(downtime, on_timeout, timeout, max_iterations, bandwidth_bps)| Limits {
                 max_downtime: Duration::from_micros(downtime),
                 timeout: Duration::from_millis(timeout),

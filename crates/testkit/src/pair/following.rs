@@ -55,7 +55,7 @@ impl Pair {
         &self.following.absent
     }
 
-    /// Vcpus of the destination that wait for a page.
+    /// vCPUs of the destination that wait for a page.
     pub(super) fn blocked(&self) -> usize {
         self.following.blocked.iter().flatten().count()
     }
@@ -130,8 +130,10 @@ impl Pair {
         if writes {
             self.write_at_destination(block, page);
         }
-        let pause = Duration::from_micros(10 + self.rng.below(900));
-        self.link.after(pause, Happening::Touch(vcpu));
+        if !self.following.absent.is_empty() {
+            let pause = Duration::from_micros(10 + self.rng.below(1500));
+            self.link.after(pause, Happening::Touch(vcpu));
+        }
         Ok(())
     }
 
@@ -173,7 +175,9 @@ impl Pair {
         let Some(placing) = claimed.iter().map(contents).collect() else {
             return Err("pages were claimed that are not in the frame".into());
         };
-        let takes = Duration::from_micros(self.rng.below(300));
+        // Some are slow enough to outlive their link and the next one's beginning.
+        let longest = if self.rng.below(8) == 0 { 20_000 } else { 300 };
+        let takes = Duration::from_micros(self.rng.below(longest));
         self.link.after(takes, Happening::Placed { generation: self.generation, pages: placing });
         Ok(())
     }

@@ -157,7 +157,7 @@ impl Pair {
     /// # Errors
     /// The law that was broken, or that it hangs.
     pub fn run(mut self) -> Result<Ending, String> {
-        while !(self.source.outcome().is_some() && self.destination_is_over()) && !self.is_stranded() {
+        while !self.is_over() && !self.is_stranded() {
             self.step()?;
             if self.link.now > PATIENCE {
                 return Err(format!("hangs: {:?}, {:?}", self.source, self.destination));
@@ -186,6 +186,10 @@ impl Pair {
         }
         let since = *self.stranded_since.get_or_insert(self.link.now);
         self.link.now >= since + STRANDED
+    }
+
+    fn is_over(&self) -> bool {
+        self.source.outcome().is_some() && self.destination_is_over()
     }
 
     fn destination_is_over(&self) -> bool {
