@@ -184,12 +184,14 @@ fn a_short_run_of_zero_pages_needs_no_second_fault() {
 fn pages_unmapped_by_mistake_come_back() {
     require!(Userfaultfd);
     let ram = Ram::empty();
-    (20..60).for_each(|page| write(&ram.ram, LOW, page, old(LOW, page)));
+    // The file lacks a page in the middle.
+    let has = |page: &u64| *page != 42;
+    (20..60).filter(has).for_each(|page| write(&ram.ram, LOW, page, old(LOW, page)));
     let mut prepared = PostcopyRam::prepare(&ram.ram).unwrap();
     prepared.unmap(&ram.set(&[run(LOW, 10, 40), run(LOW, 60, 5)])).unwrap();
     let postcopy = prepared.arm(&ram.set(&[run(LOW, 30, 3), run(LOW, 35, 1)])).unwrap();
     postcopy.map_present().unwrap();
-    for page in (20..60).filter(|page| !postcopy.missing().contains(LOW, *page)) {
+    for page in (20..60).filter(has).filter(|page| !postcopy.missing().contains(LOW, *page)) {
         // Nobody reads faults.
         assert_eq!(read(&ram.ram, LOW, page), old(LOW, page));
     }
