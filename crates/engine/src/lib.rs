@@ -13,6 +13,8 @@ mod round;
 pub mod source;
 
 pub use failure::{Failure, FailureCode};
-pub use limits::{Limits, PEER_DEAD_AFTER, PING_EVERY, PREFLIGHT_TIMEOUT, RESTORE_TIMEOUT, SUMMARY_TIMEOUT};
-pub use policy::{ConvergencePolicy, Observation, PrecopyPolicy, Step, Verdict};
+pub use limits::{
+    Limits, PEER_DEAD_AFTER, PING_EVERY, PREFLIGHT_TIMEOUT, RECOVER_TIMEOUT, RESTORE_TIMEOUT, SUMMARY_TIMEOUT,
+};
+pub use policy::{ConvergencePolicy, HybridPolicy, Observation, PrecopyPolicy, Step, Verdict, policy_for};
 pub use record::*;

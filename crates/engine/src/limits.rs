@@ -40,5 +40,7 @@ pub const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that stop-and-copy may take beyond what the residual pages need at the measured rate: a
 /// destination that can't restore in this time gives the guest back to the source.
 pub const RESTORE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the destination may take to say what it has once there is a link again.
+pub const RECOVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the source waits for the destination's summary once the guest runs there.
 pub const SUMMARY_TIMEOUT: Duration = Duration::from_secs(3);

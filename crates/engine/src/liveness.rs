@@ -27,6 +27,13 @@ impl Liveness {
         self.last_heard = now;
     }
 
+    /// There is a new link: what was sent on the old one is not waited for.
+    pub(crate) const fn relinked(&mut self, now: Duration) {
+        self.last_heard = now;
+        self.ping_sent = None;
+        self.next_ping = now;
+    }
+
     /// The nonce of a ping that is due.
     pub(crate) fn ping_due(&mut self, now: Duration) -> Option<u64> {
         if now < self.next_ping {

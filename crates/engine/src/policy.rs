@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use crate::{Limits, OnTimeout};
+use crate::{Limits, Mode, OnTimeout};
 
 /// What is known after a round.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,6 +29,8 @@ pub struct Observation {
     pub rate: f64,
     /// Pages the guest dirties a second.
     pub dirty_pages_per_second: f64,
+    /// Whether the guest may run at the destination before its pages are there.
+    pub can_switch: bool,
     /// The part of the downtime that doesn't depend on the residual.
     pub fixed: Duration,
 }
@@ -68,6 +70,9 @@ pub enum Step {
     Iterate,
     /// Stop the guest and send the rest.
     Stop,
+    /// Stop the guest and run it at the destination; the rest follows it. Only when
+    /// [`Observation::can_switch`].
+    SwitchToPostcopy,
     /// Leave the guest where it is.
     GiveUp,
 }
@@ -81,8 +86,7 @@ pub struct Verdict {
     pub reason: String,
 }
 
-/// Decides after every round. Throttling and the switch to post-copy are further [`Step`]s of another
-/// policy behind this trait.
+/// Decides after every round.
 pub trait ConvergencePolicy: Send {
     /// What to do after the round that `seen` describes.
     fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict;
@@ -157,6 +161,51 @@ impl PrecopyPolicy {
     }
 }
 
+/// A round is waste when it leaves more than this share of what it sent to be sent again: by then post-copy
+/// sends each page once more and is done, where rounds would go on for ever.
+const WASTE: f64 = 0.5;
+
+/// Pre-copy while it pays, then post-copy for the rest. A guest that pre-copy can stop within the limit of
+/// its downtime is stopped: it need not run on a host that lacks pages.
+#[derive(Debug, Default)]
+pub struct HybridPolicy {
+    precopy: PrecopyPolicy,
+}
+
+impl ConvergencePolicy for HybridPolicy {
+    fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict {
+        let verdict = self.precopy.decide(limits, seen);
+        let fits = seen.expected_downtime() <= limits.max_downtime;
+        if fits || !seen.can_switch {
+            return verdict;
+        }
+        let round = seen.transfer_time().as_secs_f64();
+        let again = (seen.dirty_pages_per_second * round).min(seen.residual_pages as f64);
+        if seen.residual_pages == 0 {
+            let reason = format!("{}; nothing is left that could follow the guest", verdict.reason);
+            return Verdict { step: Step::Stop, reason };
+        }
+        let why = if verdict.step != Step::Iterate {
+            "pre-copy ends here".to_owned()
+        } else if again > WASTE * seen.residual_pages as f64 {
+            format!("another round of {:.0} ms would leave {again:.0} pages", round * 1e3)
+        } else {
+            return verdict;
+        };
+        let reason = format!("{}; {why}: {} pages follow the guest", verdict.reason, seen.residual_pages);
+        Verdict { step: Step::SwitchToPostcopy, reason }
+    }
+}
+
+/// The policy of a mode.
+#[must_use]
+pub fn policy_for(mode: Mode) -> Box<dyn ConvergencePolicy> {
+    match mode {
+        Mode::Precopy | Mode::Postcopy => Box::<PrecopyPolicy>::default(),
+        Mode::Hybrid => Box::<HybridPolicy>::default(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,6 +220,7 @@ mod tests {
             residual_bytes: pages * 4096,
             rate: 100.0 * MIB,
             dirty_pages_per_second: dirty,
+            can_switch: false,
             fixed: Duration::from_millis(1),
         }
     }
@@ -201,6 +251,22 @@ mod tests {
                 (1..=4).map(|n| policy.decide(&limits, &seen(n, 100_000 - u64::from(n), 1e6)).step).collect();
             assert_eq!(steps, [Step::Iterate, Step::Iterate, Step::Iterate, step]);
         }
+    }
+
+    #[test]
+    fn hybrid_switches_when_a_round_would_not_halve_the_rest_and_stops_when_it_fits() {
+        let steps = |pages, dirty, can_switch| {
+            let seen = Observation { can_switch, ..seen(1, pages, dirty) };
+            HybridPolicy::default().decide(&Limits::default(), &seen).step
+        };
+        // 100,000 pages take 3.9 s, in which the guest writes 39,000 or all of them again.
+        assert_eq!(steps(100_000, 10_000.0, true), Step::Iterate);
+        assert_eq!(steps(100_000, 1e6, true), Step::SwitchToPostcopy);
+        assert_eq!(steps(100_000, 1e6, false), Step::Iterate, "as pre-copy");
+        assert_eq!(steps(1024, 1e9, true), Step::Stop);
+        let limits = Limits { max_iterations: 1, ..Limits::default() };
+        let seen = Observation { can_switch: true, ..seen(1, 100_000, 1.0) };
+        assert_eq!(HybridPolicy::default().decide(&limits, &seen).step, Step::SwitchToPostcopy);
     }
 
     #[test]

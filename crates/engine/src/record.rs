@@ -1,6 +1,12 @@
 //! The migration record: what happened, in numbers, and why. Kept with the migration, served by the API.
 
+mod latency;
+mod postcopy;
+
 use serde::{Deserialize, Serialize};
+
+pub use latency::LatencyHistogram;
+pub use postcopy::{Postcopy, Recovery};
 
 /// Where a migration is, at the end that reports it. The one enum of state names: API, metrics,
 /// spans and documents use these (see ARCHITECTURE.md for the machines).
@@ -16,6 +22,8 @@ pub enum MigrationState {
     Precopy,
     /// Destination: placing pages while the guest runs at the source.
     Receiving,
+    /// Source: the destination gets ready for a guest whose pages follow it; the guest runs at the source.
+    PostcopySetup,
     /// Source: the guest is paused, the last pages and the state are on their way.
     StopAndCopy,
     /// Destination: restoring CPU and device state.
@@ -26,7 +34,14 @@ pub enum MigrationState {
     Switchover,
     /// Source: the link died between commit and its ack; asking the destination what became of it.
     Indeterminate,
-    /// Destination: the guest runs here.
+    /// Both: the guest runs at the destination while pages follow, those first that it waits for.
+    PostcopyActive,
+    /// Both: the link was lost while pages followed. The guest runs at the destination on what is there;
+    /// the source keeps its RAM.
+    PostcopyPaused,
+    /// Both: there is a link again; the destination says what it has.
+    Recovering,
+    /// Destination: the guest runs here and nothing of it is missing.
     Running,
     /// Source: the guest runs at the destination, whose last words (a summary, and with `verify: after`
     /// what comparing found) are awaited.
@@ -41,16 +56,20 @@ pub enum MigrationState {
 
 impl MigrationState {
     /// All states, for metrics and documents.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Negotiating,
         Self::Preflight,
         Self::Precopy,
         Self::Receiving,
+        Self::PostcopySetup,
         Self::StopAndCopy,
         Self::Restoring,
         Self::Ready,
         Self::Switchover,
         Self::Indeterminate,
+        Self::PostcopyActive,
+        Self::PostcopyPaused,
+        Self::Recovering,
         Self::Running,
         Self::Settling,
         Self::Completed,
@@ -66,11 +85,15 @@ impl MigrationState {
             Self::Preflight => "preflight",
             Self::Precopy => "precopy",
             Self::Receiving => "receiving",
+            Self::PostcopySetup => "postcopy_setup",
             Self::StopAndCopy => "stop_and_copy",
             Self::Restoring => "restoring",
             Self::Ready => "ready",
             Self::Switchover => "switchover",
             Self::Indeterminate => "indeterminate",
+            Self::PostcopyActive => "postcopy_active",
+            Self::PostcopyPaused => "postcopy_paused",
+            Self::Recovering => "recovering",
             Self::Running => "running",
             Self::Settling => "settling",
             Self::Completed => "completed",
@@ -100,6 +123,10 @@ pub enum Mode {
     /// All memory is copied before the guest switches hosts.
     #[default]
     Precopy,
+    /// The guest switches hosts first; its memory follows.
+    Postcopy,
+    /// Memory is copied while that pays; then the guest switches, and what it had written again follows.
+    Hybrid,
 }
 
 /// When the destination's memory is compared with the source's.
@@ -170,8 +197,10 @@ pub struct MigrationRecord {
     pub expected_downtime_us: Option<f64>,
     /// Pages left to send in the current iteration.
     pub remaining_pages: u64,
-    /// Rounds over the dirty pages, oldest first; the last one is stop-and-copy.
+    /// Rounds over the dirty pages, oldest first; the last one is stop-and-copy, or what followed the guest.
     pub iterations: Vec<Iteration>,
+    /// What happened to pages that followed the guest, if any did.
+    pub postcopy: Option<Postcopy>,
     /// What verification found.
     pub verified: Option<Verified>,
     /// Every decision with its reason, oldest first.

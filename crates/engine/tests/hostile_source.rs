@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use migrated_engine::destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
+use migrated_engine::destination::{
+    Destination, DestinationAction, DestinationConfig, DestinationEvent, Due, FaultAnswer,
+};
 use migrated_engine::{MigrationRecord, MigrationState};
-use migrated_pages::{BlockId, PageRun, RamBlock, RamLayout};
-use migrated_wire::{FrameHead, FrameKind, GuestIdentity, ToDestination, VerifyWhen};
+use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
+use migrated_wire::{
+    FrameHead, FrameKind, GuestIdentity, PageSetPiece, PieceBits, PostcopyUse, ToDestination, VerifyWhen,
+};
 
 const EPOCH: u64 = 1;
 const NOW: Duration = Duration::ZERO;
@@ -25,6 +29,7 @@ fn connected() -> Destination {
         identity: identity(),
         epoch: EPOCH,
         rehearsal: NOW,
+        postcopy: Ok(()),
         patience: Duration::from_secs(1),
         peer: "hostile".into(),
     };
@@ -34,7 +39,8 @@ fn connected() -> Destination {
 }
 
 fn preflight(identity: GuestIdentity, epoch: u64, channels: u16, verify: VerifyWhen) -> ToDestination {
-    ToDestination::Preflight { identity, epoch, channels, verify, guest_clock: None }
+    let postcopy = PostcopyUse::Allowed;
+    ToDestination::Preflight { identity, epoch, channels, verify, postcopy, guest_clock: None }
 }
 
 /// A destination whose source has said what it will send, on one channel.
@@ -134,4 +140,138 @@ fn a_guest_that_differs_from_the_prepared_one_is_refused_with_all_reasons() {
     });
     assert_eq!(refused.map(Vec::len), Some(3), "{actions:?}");
     assert_eq!(destination.state(), MigrationState::Failed);
+}
+
+fn missing(first: u64, count: u64) -> Vec<ToDestination> {
+    let mut set = PageSet::empty(&identity().layout);
+    set.insert(run(first, count));
+    PageSetPiece::cut(&set, &identity().layout).into_iter().map(ToDestination::Missing).collect()
+}
+
+/// A destination that runs a guest of which nothing is here.
+fn following() -> Destination {
+    let mut destination = receiving(VerifyWhen::Off);
+    missing(0, 8).into_iter().for_each(|piece| say(&mut destination, piece));
+    say(&mut destination, ToDestination::MissingSent { pages: 8 });
+    destination.handle(NOW, DestinationEvent::Armed);
+    say(&mut destination, ToDestination::Finish { iteration: 0, sections: 0 });
+    destination.handle(NOW, DestinationEvent::Restored(NOW));
+    say(&mut destination, ToDestination::Commit { epoch: EPOCH });
+    destination.handle(NOW, DestinationEvent::CommitRecorded);
+    destination.handle(NOW, DestinationEvent::Started(NOW));
+    assert_eq!(destination.state(), MigrationState::PostcopyActive);
+    destination
+}
+
+/// The guest runs on; the link is given up and nothing else.
+fn assert_paused(mut destination: Destination) {
+    assert_eq!(destination.state(), MigrationState::PostcopyPaused);
+    assert!(destination.outcome().is_none() && destination.is_committed());
+    let actions: Vec<_> = std::iter::from_fn(|| destination.poll_action()).collect();
+    assert!(actions.contains(&DestinationAction::HangUp), "{actions:?}");
+    assert!(!actions.contains(&DestinationAction::Destroy), "{actions:?}");
+}
+
+#[test]
+fn missing_pages_are_named_once_within_ram_and_counted() {
+    let stretch = |first, pages| {
+        let bits = PieceBits::Runs(vec![0, 8].into());
+        ToDestination::Missing(PageSetPiece { block: BlockId(0), first, pages, bits })
+    };
+    for messages in [
+        vec![stretch(0, 9)],
+        vec![stretch(4, 8)],
+        [missing(0, 4), missing(3, 2)].concat(),
+        [missing(0, 4), vec![ToDestination::MissingSent { pages: 5 }]].concat(),
+        [missing(0, 4), vec![ToDestination::MissingSent { pages: 4 }], missing(3, 1)].concat(),
+        vec![ToDestination::MissingSent { pages: 0 }],
+        // Not all of the rest was ever sent.
+        [
+            missing(0, 4),
+            vec![
+                ToDestination::MissingSent { pages: 4 },
+                ToDestination::Finish { iteration: 0, sections: 0 },
+            ],
+        ]
+        .concat(),
+        [missing(0, 8), vec![ToDestination::Finish { iteration: 0, sections: 0 }]].concat(),
+    ] {
+        let mut destination = receiving(VerifyWhen::Off);
+        messages.into_iter().for_each(|message| say(&mut destination, message));
+        assert_failed(destination);
+    }
+}
+
+#[test]
+fn pages_follow_only_a_guest_for_which_that_was_agreed() {
+    let mut destination = connected();
+    let message = |postcopy, verify| ToDestination::Preflight {
+        identity: identity(),
+        epoch: EPOCH,
+        channels: 1,
+        verify,
+        postcopy,
+        guest_clock: None,
+    };
+    say(&mut destination, message(PostcopyUse::Never, VerifyWhen::Off));
+    missing(0, 8).into_iter().for_each(|piece| say(&mut destination, piece));
+    assert_failed(destination);
+
+    let mut destination = connected();
+    say(&mut destination, message(PostcopyUse::Required, VerifyWhen::Before));
+    assert_failed(destination);
+}
+
+#[test]
+fn a_page_that_comes_again_is_not_placed_again() {
+    let mut destination = following();
+    let head = FrameHead { kind: FrameKind::Pages, iteration: 1, runs: 1, pages: 0 };
+    assert_eq!(destination.admit(0, &head).unwrap(), Due::Following);
+    let mut claimed = Vec::new();
+    destination.claim([run(0, 4)], &mut claimed);
+    destination.claim([run(2, 4)], &mut claimed);
+    assert_eq!(claimed, [run(0, 4), run(4, 2)], "while it is being placed");
+    assert!(destination.fault(BlockId(0), 3) == FaultAnswer::Waits);
+    while destination.poll_action().is_some() {}
+    assert!(!destination.placed_claims(NOW, claimed.drain(..)));
+    destination.claim([run(0, 7), run(0, 7)], &mut claimed);
+    assert_eq!(claimed, [run(6, 1)], "and when it was");
+    assert!(destination.fault(BlockId(0), 3) == FaultAnswer::Here);
+    assert_eq!(destination.record(NOW).postcopy.unwrap().pages_duplicate, 2 + 13);
+}
+
+#[test]
+fn only_pages_of_this_link_follow() {
+    let destination = following();
+    let head = |kind, iteration| FrameHead { kind, iteration, runs: 1, pages: 0 };
+    assert!(destination.admit_urgent(&head(FrameKind::Pages, 1)).is_ok());
+    for wrong in [head(FrameKind::Pages, 2), head(FrameKind::Hashes, 1), FrameHead::marker(1, 0)] {
+        assert!(destination.admit(0, &wrong).is_err() && destination.admit_urgent(&wrong).is_err());
+    }
+    let early = receiving(VerifyWhen::Off);
+    assert!(early.admit_urgent(&head(FrameKind::Pages, 1)).is_err(), "nothing follows yet");
+}
+
+#[test]
+fn a_source_that_leaves_before_all_pages_came_is_a_lost_link() {
+    for event in [
+        DestinationEvent::Message(ToDestination::Goodbye),
+        DestinationEvent::Message(ToDestination::Abort { reason: "changed my mind".into() }),
+        DestinationEvent::Message(ToDestination::Commit { epoch: EPOCH }),
+        DestinationEvent::Message(ToDestination::Recover { epoch: EPOCH, iteration: 2 }),
+        DestinationEvent::PagesLost("eof".into()),
+        DestinationEvent::LinkLost("eof".into()),
+    ] {
+        let mut destination = following();
+        destination.handle(NOW, event);
+        assert_paused(destination);
+    }
+    for (epoch, iteration) in [(EPOCH + 1, 2), (EPOCH, 1), (EPOCH, u32::MAX)] {
+        let mut destination = following();
+        destination.handle(NOW, DestinationEvent::LinkLost("cut".into()));
+        destination.handle(NOW, DestinationEvent::Reconnected);
+        assert_eq!(destination.state(), MigrationState::Recovering);
+        say(&mut destination, ToDestination::Recover { epoch, iteration });
+        assert_paused(destination);
+    }
 }

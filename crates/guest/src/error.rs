@@ -1,5 +1,7 @@
 use thiserror::Error;
 
+use crate::PostcopyError;
+
 /// Why an operation on a guest failed. The text says what a person would do next.
 #[derive(Debug, Error)]
 pub enum GuestError {
@@ -20,6 +22,9 @@ pub enum GuestError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Its RAM can't be filled by post-copy.
+    #[error(transparent)]
+    Postcopy(#[from] PostcopyError),
     /// The guest stopped by itself (reset, triple fault, internal error) and can't be used any more.
     #[error("the guest is gone: {0}")]
     Gone(String),

@@ -5,6 +5,7 @@
 //! matter of types here: [`PausedGuest::retire`] consumes the only value that could.
 
 mod error;
+mod postcopy;
 mod ram;
 mod scan;
 mod section;
@@ -12,6 +13,10 @@ mod tracker;
 mod traits;
 
 pub use error::GuestError;
+pub use postcopy::{
+    Claim, FaultReader, FaultStop, MissingPages, PageFault, PostcopyError, PostcopyRam, PreparedPostcopy,
+    WatchedRam,
+};
 pub use ram::{GuestRam, PageClass};
 pub use section::{SectionId, StateSection};
 pub use tracker::{

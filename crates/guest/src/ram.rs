@@ -113,7 +113,7 @@ impl GuestRam {
     /// On a run outside the layout.
     pub fn split_zero(&self, run: PageRun, out: &mut Vec<(PageRun, PageClass)>) {
         let mut pieces = Pieces { block: run.block, start: out.len(), out };
-        let Some(file) = self.file_of(run).filter(|_| run.count >= ASK_EVERY) else {
+        let Some(file) = self.file_of(run.block).filter(|_| run.count >= ASK_EVERY) else {
             return self.scan_into(run, &mut pieces);
         };
         let (mut at, end) = (run.first, run.first + run.count);
@@ -127,9 +127,14 @@ impl GuestRam {
         }
     }
 
-    /// The file behind a run, when what the guest writes is in the file, and at the same offsets.
-    fn file_of(&self, run: PageRun) -> Option<&File> {
-        let mapping = &self.shared.mappings[run.block.index()];
+    /// The mapping that a block lies in.
+    pub(crate) fn mapping(&self, block: BlockId) -> &MmapRegion<()> {
+        &self.shared.mappings[block.index()]
+    }
+
+    /// The file behind a block, when what the guest writes is in the file, and at the same offsets.
+    pub(crate) fn file_of(&self, block: BlockId) -> Option<&File> {
+        let mapping = self.mapping(block);
         let file = mapping.file_offset()?;
         let is_shared = MapFlags::from_bits_retain(mapping.flags() as u32).contains(MapFlags::SHARED);
         (file.start() == 0 && is_shared).then(|| file.file())
@@ -204,11 +209,19 @@ impl Pieces<'_> {
 
 /// The first page from `from` on of a memfd that may have memory of its own. Only the kernel's word that there is
 /// none makes it later: in doubt a page is looked at.
-fn next_data(file: &File, from: u64) -> u64 {
+pub(crate) fn next_data(file: &File, from: u64) -> u64 {
     match rustix::fs::seek(file, SeekFrom::Data(from * PAGE_SIZE as u64)) {
         Ok(offset) => offset / PAGE_SIZE as u64,
         Err(Errno::NXIO) => u64::MAX,
         Err(_) => from,
+    }
+}
+
+/// The first page from `from` on of a memfd that has no memory of its own. The kernel walks all pages up to it.
+pub(crate) fn next_hole(file: &File, from: u64) -> u64 {
+    match rustix::fs::seek(file, SeekFrom::Hole(from * PAGE_SIZE as u64)) {
+        Ok(offset) => offset / PAGE_SIZE as u64,
+        Err(_) => u64::MAX,
     }
 }
 

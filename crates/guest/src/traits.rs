@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use migrated_pages::PageSet;
 
-use crate::{GuestError, GuestRam, StateSection};
+use crate::{GuestError, GuestRam, PostcopyRam, PreparedPostcopy, StateSection};
 
 /// A transition that was refused: the guest comes back with the reason, unharmed.
 #[derive(Debug)]
@@ -90,6 +90,35 @@ pub trait IncomingGuest: Send + Sized + 'static {
 
     /// The RAM to place pages in; all zero at first.
     fn ram(&self) -> &GuestRam;
+
+    /// Whether post-copy can fill this guest's RAM here; to be asked before anything moves.
+    ///
+    /// # Errors
+    /// What the host's permissions, its kernel or the RAM's backing lack, in words.
+    fn postcopy_support(&self) -> Result<(), GuestError> {
+        Ok(PostcopyRam::support(self.ram())?)
+    }
+
+    /// Does for post-copy what can be done before the source pauses, see [`PostcopyRam::prepare`].
+    ///
+    /// # Errors
+    /// [`GuestError::Postcopy`].
+    fn prepare_postcopy(&self) -> Result<PreparedPostcopy, GuestError> {
+        Ok(PostcopyRam::prepare(self.ram())?)
+    }
+
+    /// Makes accesses to the `stale` pages wait until they are placed. To be called before
+    /// [`restore`](Self::restore), and with somebody reading the faults by then: restoring may touch RAM.
+    ///
+    /// # Errors
+    /// [`GuestError::Postcopy`]. The guest must then be dropped.
+    fn arm_postcopy(
+        &mut self,
+        prepared: PreparedPostcopy,
+        stale: &PageSet,
+    ) -> Result<PostcopyRam, GuestError> {
+        Ok(prepared.arm(stale)?)
+    }
 
     /// Restores the CPU and device state. All sections must be known and all expected ones there.
     ///

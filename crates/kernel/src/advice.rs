@@ -9,7 +9,10 @@ pub enum MemoryAdvice {
     HugePage,
     /// Back all of it with pages now, ready to be written (MADV_POPULATE_WRITE, Linux 5.14).
     PopulateWrite,
-    /// Let go of its pages (MADV_DONTNEED): private memory reads as zero afterwards.
+    /// Map all pages that the file has, and give it pages where it has none (MADV_POPULATE_READ, Linux 5.14).
+    PopulateRead,
+    /// Let go of its pages (MADV_DONTNEED): private memory reads as zero afterwards, a file's
+    /// pages stay with the file.
     DontNeed,
 }
 
@@ -26,6 +29,7 @@ pub fn advise(region: &MmapRegion<()>, offset: usize, length: usize, advice: Mem
     let advice = match advice {
         MemoryAdvice::HugePage => libc::MADV_HUGEPAGE,
         MemoryAdvice::PopulateWrite => libc::MADV_POPULATE_WRITE,
+        MemoryAdvice::PopulateRead => libc::MADV_POPULATE_READ,
         MemoryAdvice::DontNeed => libc::MADV_DONTNEED,
     };
     // SAFETY: the range is mapped for as long as `region` is borrowed and stays so. What it holds changes

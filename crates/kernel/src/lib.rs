@@ -2,7 +2,8 @@
 //! workspace's unsafe room. It knows mechanisms, no policy.
 //!
 //! [`MemorySlots`] owns a VM's memory slots and reads and clears their dirty log; [`DirtyRingVm`] and
-//! [`DirtyRing`] are KVM's other way of saying which pages were written.
+//! [`DirtyRing`] are KVM's other way of saying which pages were written. [`Userfaultfd`] lets a guest wait for
+//! pages that come later.
 
 mod advice;
 mod dirty_log;
@@ -10,6 +11,7 @@ mod dirty_ring;
 mod error;
 mod guest_permission;
 mod memory_slots;
+mod userfaultfd;
 mod vcpu_state;
 
 pub use advice::{MemoryAdvice, advise};
@@ -19,4 +21,5 @@ pub use error::KvmError;
 pub use guest_permission::permit_guest_amx;
 pub use kvm_ioctls::{VcpuFd, VmFd};
 pub use memory_slots::{MemorySlot, MemorySlots};
+pub use userfaultfd::{FaultEvent, PartlyMapped, Userfaultfd, UserfaultfdError};
 pub use vcpu_state::{get_sregs2, get_xsave, set_sregs2, set_xsave, xsave_size};

@@ -22,6 +22,20 @@ impl ReceivedMap {
         self.pages.insert(run)
     }
 
+    /// Forgets pages whose contents are stale, and returns how many had been there.
+    ///
+    /// # Panics
+    /// On pages outside the layout.
+    pub fn remove(&mut self, run: PageRun) -> u64 {
+        self.pages.remove(run)
+    }
+
+    /// The pages placed so far.
+    #[must_use]
+    pub const fn pages(&self) -> &PageSet {
+        &self.pages
+    }
+
     /// Whether the page has been placed.
     #[must_use]
     pub fn contains(&self, block: BlockId, page: u64) -> bool {

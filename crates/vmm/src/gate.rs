@@ -258,11 +258,15 @@ impl Gate {
         self.state.lock().objections.retired = true;
     }
 
-    /// Ends all threads.
+    /// Tells all threads to end: none of them enters the guest again.
     pub(crate) fn close(&self) {
         self.state.lock().objections.closing = true;
         self.permission.notify_all();
         self.kickers.iter().for_each(Kicker::kick);
+    }
+
+    /// Waits until all threads have ended, which were told to.
+    pub(crate) fn join(&self) {
         self.kickers.iter().for_each(Kicker::join);
     }
 

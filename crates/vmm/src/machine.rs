@@ -1,14 +1,14 @@
 //! A VM: RAM, vCPUs and devices put together.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state};
 use kvm_ioctls::VcpuFd;
 use migrated_cpuid::GuestCpu;
 use migrated_guest::{
     AttachedTracker, DEFAULT_RING_ENTRIES, DirtyTracker, DirtyTracking, GuestError, GuestRam, SectionId,
-    VmmWrites,
+    VmmWrites, WatchedRam,
 };
 use migrated_kernel::MemorySlots;
 use parking_lot::Mutex;
@@ -22,6 +22,7 @@ use crate::ports::Ports;
 use crate::serial::SerialPort;
 use crate::state::{self, Features, Hardware};
 use crate::vcpu::{self, Kicker, Vcpu};
+use crate::workload::{self, WorkloadCounters};
 use crate::{Console, HostKvm, VmConfig, VmmError, cpu, host, memory};
 
 /// A VM. Cheap to clone: all clones are the same, and the last one dropped ends it.
@@ -39,6 +40,8 @@ pub(crate) struct Machine {
     pub(crate) tracker: Mutex<Box<dyn DirtyTracker>>,
     /// Whether a migration has the VM.
     pub(crate) claimed: Mutex<bool>,
+    /// The RAM, once it is armed for post-copy.
+    pub(crate) watched: OnceLock<WatchedRam>,
     vmm_writes: VmmWrites,
     console: Arc<Console>,
     cpu: GuestCpu,
@@ -154,7 +157,8 @@ impl Vm {
         &self.machine.ram
     }
 
-    /// Writes guest RAM as a device does: a migration under way sends the pages again.
+    /// Writes guest RAM as a device does: a migration under way sends the pages again. While post-copy brings the
+    /// guest's RAM this waits for the pages, as a device does too.
     ///
     /// # Errors
     /// When the range is not all RAM.
@@ -163,6 +167,17 @@ impl Vm {
         // Even where only a part was RAM, that part was written.
         self.machine.vmm_writes.mark(address.0, bytes.len() as u64);
         written
+    }
+
+    /// The counters of the workload guest, as [`workload::read`] gives them. While post-copy brings the guest's
+    /// RAM, and perhaps no link is there to bring it, this never waits: `None` as long as one of the pages is missing.
+    #[must_use]
+    pub fn workload(&self) -> Option<WorkloadCounters> {
+        let Machine { ram, watched, .. } = &*self.machine;
+        workload::read_if(ram.memory(), |address| {
+            let page = ram.layout().page_at(address.0);
+            !watched.get().zip(page).is_some_and(|(ram, (block, page))| ram.missing().contains(block, page))
+        })
     }
 
     /// The CPU that the guest has, read back from KVM: what it was given, with what KVM can't hide.
@@ -217,6 +232,7 @@ impl Machine {
             ram,
             tracker: Mutex::new(tracker),
             claimed: Mutex::new(false),
+            watched: OnceLock::new(),
             vmm_writes,
             console,
             cpu,
@@ -234,6 +250,11 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.gate.close();
+        // vCPUs that wait for a page in the middle of an instruction leave only when it comes.
+        if let Some(Err(error)) = self.watched.get().map(WatchedRam::abandon) {
+            tracing::error!("RAM can't be let go, and vCPUs may wait for it: {error}");
+        }
+        self.gate.join();
     }
 }
 

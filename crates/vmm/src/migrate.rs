@@ -1,7 +1,8 @@
 //! A VM as a migration sees it: three types for running, paused and incoming.
 
 use migrated_guest::{
-    FirstRun, Guest, GuestError, GuestRam, IncomingGuest, PausedGuest, Refused, SectionId, StateSection,
+    FirstRun, Guest, GuestError, GuestRam, IncomingGuest, PausedGuest, PostcopyRam, PreparedPostcopy,
+    Refused, SectionId, StateSection,
 };
 use migrated_pages::PageSet;
 use thiserror::Error;
@@ -178,6 +179,17 @@ impl IncomingGuest for IncomingVm {
 
     fn ram(&self) -> &GuestRam {
         self.vm.ram()
+    }
+
+    fn arm_postcopy(
+        &mut self,
+        prepared: PreparedPostcopy,
+        stale: &PageSet,
+    ) -> Result<PostcopyRam, GuestError> {
+        let postcopy = prepared.arm(stale)?;
+        // RAM can be watched once, so this is the first time.
+        let _ = self.vm.machine.watched.set(postcopy.watched().clone());
+        Ok(postcopy)
     }
 
     fn restore(&mut self, sections: Vec<StateSection>) -> Result<(), GuestError> {

@@ -18,6 +18,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+pub(crate) use read::read_if;
+
 pub use params::{Content, KEYS, Leaves, Params as WorkloadParams, Pattern, Rate};
 pub use read::{ErrorCounts, FirstError, Gap, Totals, VcpuCounters, VcpuStatus, WorkloadCounters, read};
 

@@ -16,8 +16,9 @@ pub const HELLO_LEN: usize = 64;
 pub const HELLO_REPLY_MAX: usize = 12 + MAX_TEXT;
 const MAX_TEXT: usize = 512;
 
-/// The protocol versions this build speaks. In version 2 a guest's CPU has feature MSRs and a baseline.
-pub const PROTOCOL: VersionRange = VersionRange { min: 2, max: 2 };
+/// The protocol versions this build speaks. In version 2 a guest's CPU has feature MSRs and a baseline; version 3
+/// has post-copy.
+pub const PROTOCOL: VersionRange = VersionRange { min: 3, max: 3 };
 
 /// Protocol versions that one end speaks, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ mod error;
 mod frame;
 mod hello;
 mod message;
+mod pieces;
 
 pub use error::WireError;
 pub use frame::{
@@ -16,6 +17,8 @@ pub use hello::{
     Token, VersionRange,
 };
 pub use message::{
-    CommitOutcome, GuestIdentity, MAX_MESSAGE, MAX_SECTION, MAX_SECTIONS, MAX_TEXT, Section, SectionName,
-    ToDestination, ToSource, VerifyWhen, bounded_text, decode_message, encode_message,
+    CommitOutcome, GuestIdentity, MAX_MESSAGE, MAX_OUTSTANDING, MAX_SECTION, MAX_SECTIONS, MAX_TEXT,
+    PostcopyUse, Section, SectionName, ToDestination, ToSource, VerifyWhen, bounded_text, decode_message,
+    encode_message,
 };
+pub use pieces::{MAX_PIECE_PAGES, PageSetPiece, PieceBits};

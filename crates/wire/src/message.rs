@@ -1,10 +1,10 @@
 //! Messages of the control channel and their codec.
 
 use bytes::Bytes;
-use migrated_pages::RamLayout;
+use migrated_pages::{PageRun, RamLayout};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::WireError;
+use crate::{PageSetPiece, WireError};
 
 /// Most bytes of one control message: a state section of 1 MiB and its frame.
 pub const MAX_MESSAGE: usize = MAX_SECTION + 4096;
@@ -14,6 +14,10 @@ pub const MAX_SECTION: usize = 1 << 20;
 pub const MAX_SECTIONS: usize = 8192;
 /// Most characters of a text that a peer sends for people to read.
 pub const MAX_TEXT: usize = 2048;
+
+/// Most pages that the destination may have asked for and not yet received. Each waits for a vCPU or a
+/// device thread, so this is many more than a guest has.
+pub const MAX_OUTSTANDING: usize = 4096;
 
 /// Names a state section on the wire: kind, instance, version of its layout.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,6 +61,17 @@ pub enum VerifyWhen {
     After,
 }
 
+/// Whether the guest may run at the destination before all of its pages are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PostcopyUse {
+    /// It won't.
+    Never,
+    /// If the destination can.
+    Allowed,
+    /// It will: a destination that can't refuses.
+    Required,
+}
+
 /// From the source to the destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToDestination {
@@ -70,8 +85,25 @@ pub enum ToDestination {
         channels: u16,
         /// When memory is compared.
         verify: VerifyWhen,
+        /// Whether pages may follow the guest.
+        postcopy: PostcopyUse,
         /// The guest's own clock at the source now, for measuring its longest gap; opaque.
         guest_clock: Option<u64>,
+    },
+    /// Post-copy: pages that the destination lacks or holds a stale version of. All pieces name different
+    /// pages.
+    Missing(PageSetPiece),
+    /// The pieces so far are complete: drop what is stale, and let vCPUs fault on it.
+    MissingSent {
+        /// Pages named since the migration began.
+        pages: u64,
+    },
+    /// Post-copy, on new channels after a lost link: say what you have.
+    Recover {
+        /// The attempt.
+        epoch: u64,
+        /// The iteration of the page frames on these channels.
+        iteration: u32,
     },
     /// A piece of state, sent while the guest is paused.
     State(Section),
@@ -118,6 +150,8 @@ pub enum ToSource {
     PreflightOk {
         /// What exporting and importing CPU and device state took here in a rehearsal, in µs.
         rehearsal_us: u64,
+        /// Why post-copy is not possible here, if it isn't.
+        no_postcopy: Option<String>,
     },
     /// The guest doesn't fit; nothing was changed anywhere.
     PreflightRefused {
@@ -131,7 +165,31 @@ pub enum ToSource {
         /// Pages received in it on all channels.
         pages: u64,
     },
-    /// RAM is complete and state restored: commit, and the guest runs.
+    /// Pages named as missing were dropped and fault from now on.
+    Armed {
+        /// Pages named since the migration began.
+        pages: u64,
+    },
+    /// Somebody waits for these pages.
+    PageRequest {
+        /// The attempt.
+        epoch: u64,
+        /// At most [`MAX_OUTSTANDING`] pages.
+        pages: Vec<PageRun>,
+    },
+    /// A part of what the destination holds, answering [`ToDestination::Recover`].
+    Received(PageSetPiece),
+    /// All parts were sent.
+    ReceivedSent {
+        /// Pages named in them.
+        pages: u64,
+    },
+    /// Post-copy: nothing is missing any more.
+    AllPagesReceived {
+        /// Pages placed since the switch, counted as they were placed.
+        pages: u64,
+    },
+    /// RAM is complete, or known to be missing, and state restored: commit, and the guest runs.
     Ready {
         /// What restoring took, in µs.
         import_us: u64,
@@ -189,6 +247,11 @@ pub enum CommitOutcome {
     Committed,
     /// It never arrived, and the destination will refuse it from now on.
     NeverRan,
+    /// It was post-copy, and no page is missing there any more.
+    Complete {
+        /// Pages placed since the switch.
+        pages: u64,
+    },
 }
 
 /// Encodes a message.
@@ -250,6 +313,7 @@ mod tests {
             epoch: 3,
             channels: 2,
             verify: VerifyWhen::After,
+            postcopy: PostcopyUse::Allowed,
             guest_clock: Some(9),
         };
         let mut bytes = encode_message(&message);

@@ -6,7 +6,10 @@ use migrated_wire::{ToDestination, ToSource, VerifyWhen, bounded_text};
 use super::ended::Ended;
 use super::{DestinationAction, DestinationConfig, DestinationEvent, Failure, FailureCode, State};
 use crate::liveness::Liveness;
-use crate::record::{MigrationRecord, MigrationState, RecordRole, Verified, Verify};
+use crate::record::{MigrationRecord, MigrationState, Postcopy, RecordRole, Recovery, Verified, Verify};
+
+/// Most lost links that a record tells of.
+const RECOVERIES_MAX: usize = 200;
 
 /// What all states share.
 pub(super) struct Common {
@@ -20,6 +23,10 @@ pub(super) struct Common {
     pub(super) guest_clock: Option<u64>,
     pub(super) comparison: Comparison,
     pub(super) goodbye: bool,
+    /// Whether the source may name pages as missing.
+    pub(super) may_follow: bool,
+    /// Pages that followed the guest, once all have.
+    pub(super) followed: Option<u64>,
 }
 
 /// What comparing hashes found so far.
@@ -56,6 +63,8 @@ impl Common {
             guest_clock: None,
             comparison: Comparison::default(),
             goodbye: false,
+            may_follow: false,
+            followed: None,
         }
     }
 
@@ -70,6 +79,28 @@ impl Common {
 
     pub(super) fn send(&mut self, message: ToSource) {
         self.act(DestinationAction::Send(message));
+    }
+
+    /// What the record says about pages that follow the guest.
+    pub(super) fn counts(&mut self) -> &mut Postcopy {
+        self.record.postcopy.get_or_insert_default()
+    }
+
+    pub(super) fn note_loss(&mut self, reason: &str) {
+        let lost_ms = self.now.as_secs_f64() * 1e3;
+        let recoveries = &mut self.counts().recoveries;
+        if recoveries.len() < RECOVERIES_MAX {
+            recoveries.push(Recovery { lost_ms, reason: bounded_text(reason), ..Recovery::default() });
+        }
+    }
+
+    pub(super) fn note_recovery(&mut self, missing_pages: u64) {
+        let now_ms = self.now.as_secs_f64() * 1e3;
+        self.record.error = None;
+        if let Some(recovery) = self.counts().recoveries.last_mut() {
+            recovery.recovered_ms = Some(now_ms);
+            recovery.missing_pages = missing_pages;
+        }
     }
 
     /// A failure in this state, worded so that it names phase and peer.
@@ -130,16 +161,15 @@ impl Common {
                 let text = bounded_text(&format!("unexpected message {message:?}"));
                 Some(self.failure(FailureCode::Protocol, text))
             }
-            DestinationEvent::Tick => self.silence(),
+            DestinationEvent::Tick => Some(self.failure(FailureCode::PeerDead, self.silence()?)),
             _ => None,
         }
     }
 
     /// Why the source counts as dead, if it does.
-    pub(super) fn silence(&self) -> Option<Failure> {
+    pub(super) fn silence(&self) -> Option<String> {
         let silent = self.link.silence(self.now)?;
-        let text = format!("{} has been silent for {:.1} s", self.config.peer, silent.as_secs_f64());
-        Some(self.failure(FailureCode::PeerDead, text))
+        Some(format!("{} has been silent for {:.1} s", self.config.peer, silent.as_secs_f64()))
     }
 
     /// Answers with what comparing found.

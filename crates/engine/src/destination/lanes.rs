@@ -24,7 +24,21 @@ pub(super) enum Mark {
 
 impl Lanes {
     pub(super) fn new(channels: u16) -> Self {
-        Self { iteration: 1, lanes: vec![Lane::default(); channels.into()] }
+        Self::at(channels, 1)
+    }
+
+    /// Lanes at the beginning of an iteration.
+    pub(super) fn at(channels: u16, iteration: u32) -> Self {
+        Self { iteration, lanes: vec![Lane::default(); channels.into()] }
+    }
+
+    /// Whether no page of the next iteration has come.
+    pub(super) fn is_between(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.pages == 0 && !lane.ended)
+    }
+
+    pub(super) const fn channels(&self) -> u16 {
+        self.lanes.len() as u16
     }
 
     /// Whether frames of `iteration` may come on `channel` now.

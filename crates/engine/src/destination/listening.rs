@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use migrated_wire::{GuestIdentity, ToDestination, ToSource, bounded_text};
+use migrated_wire::{GuestIdentity, PostcopyUse, ToDestination, ToSource, VerifyWhen, bounded_text};
 
 use super::common::Common;
 use super::receiving::Receiving;
@@ -36,9 +36,15 @@ impl Listening {
                 epoch,
                 channels,
                 verify,
+                postcopy,
                 guest_clock,
             }) => {
-                let reasons = differences(common, &identity, epoch, channels);
+                let mut reasons = differences(common, &identity, epoch, channels);
+                let no_postcopy = common.config.postcopy.as_ref().err().map(|why| bounded_text(why));
+                if postcopy == PostcopyUse::Required {
+                    reasons.extend(no_postcopy.clone());
+                    reasons.extend(cant_compare_before(verify));
+                }
                 if !reasons.is_empty() {
                     let text = reasons.join("; ");
                     common.send(ToSource::PreflightRefused { reasons });
@@ -47,10 +53,12 @@ impl Listening {
                 }
                 common.verify = verify;
                 common.guest_clock = guest_clock;
+                common.may_follow =
+                    postcopy != PostcopyUse::Never && no_postcopy.is_none() && verify != VerifyWhen::Before;
                 common.record.channels = channels;
                 common.enter(MigrationState::Receiving);
                 let rehearsal_us = common.config.rehearsal.as_micros() as u64;
-                common.send(ToSource::PreflightOk { rehearsal_us });
+                common.send(ToSource::PreflightOk { rehearsal_us, no_postcopy });
                 State::Receiving(Box::new(Receiving::begin(common, channels)))
             }
             DestinationEvent::Tick if common.now >= self.deadline => {
@@ -66,6 +74,13 @@ impl Listening {
             },
         }
     }
+}
+
+fn cant_compare_before(verify: VerifyWhen) -> Option<String> {
+    (verify == VerifyWhen::Before).then(|| {
+        "memory can't be compared before the guest runs when its pages follow it; use `--verify after`"
+            .to_owned()
+    })
 }
 
 /// Everything in which the guest that comes differs from the one that was prepared.

@@ -1,8 +1,12 @@
 //! The destination's state machine, the mirror of [`source`](crate::source): one struct a state, the
 //! driver feeds events and carries out actions in order. An action on the guest, or on the epoch's record,
-//! is answered before any other event is fed.
+//! is answered before any other event is fed. Page faults are not events: [`Destination::fault`] may be called
+//! at any time after [`DestinationAction::Arm`], even while an action is under way, because restoring a guest
+//! touches its memory.
 
 mod common;
+mod demand;
+mod draining;
 mod ended;
 mod lanes;
 mod listening;
@@ -12,7 +16,7 @@ mod running;
 
 use std::time::Duration;
 
-use migrated_pages::{BlockId, PageRun, ReceivedMap};
+use migrated_pages::{BlockId, PageRun, PageSet, ReceivedMap};
 use migrated_wire::{
     CommitOutcome, FrameHead, FrameKind, GuestIdentity, Section, ToDestination, ToSource, VerifyWhen,
     WireError,
@@ -31,6 +35,8 @@ pub struct DestinationConfig {
     pub epoch: u64,
     /// What exporting and importing state took in a rehearsal here.
     pub rehearsal: Duration,
+    /// Whether page faults of a guest can be taken here, or why not and what to do about it.
+    pub postcopy: Result<(), String>,
     /// How long to wait for the source to connect.
     pub patience: Duration,
     /// The source as people name it, for messages.
@@ -42,6 +48,9 @@ pub struct DestinationConfig {
 pub enum DestinationEvent {
     /// The control channel is open.
     Connected,
+    /// All channels are open again after [`DestinationAction::HangUp`], or instead of ones that are still
+    /// open. Nothing of the old channels is fed from now on; what they have claimed may still be placed.
+    Reconnected,
     /// The source said something.
     Message(ToDestination),
     /// A page channel reached the end of an iteration; all its pages before are placed.
@@ -59,6 +68,8 @@ pub enum DestinationEvent {
     PagesLost(String),
     /// The source sent what it must not.
     PeerMisbehaved(String),
+    /// Answer to [`DestinationAction::Arm`].
+    Armed,
     /// Answer to [`DestinationAction::Restore`], with what it took.
     Restored(Duration),
     /// Answer to [`DestinationAction::RecordCommit`].
@@ -92,6 +103,10 @@ pub enum DestinationEvent {
 pub enum DestinationAction {
     /// Send a message on the control channel.
     Send(ToSource),
+    /// Drop these pages' contents; whoever touches one from now on faults and waits.
+    Arm(PageSet),
+    /// There may be a request: look at [`Destination::take_request`].
+    Request,
     /// Restore CPU and device state.
     Restore(Vec<Section>),
     /// Write down, where it survives this process, that this attempt was committed.
@@ -110,6 +125,32 @@ pub enum DestinationAction {
     HangUp,
 }
 
+/// What a frame that may come carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Pages of a guest that does not run here: read them into place, then [`Destination::placed`].
+    Pages,
+    /// Pages that follow the guest: [`Destination::claim`] them before anything is written, place what was
+    /// claimed and throw away the rest, then [`Destination::placed_claims`], or [`Destination::unclaim`] when
+    /// the channel breaks.
+    Following,
+    /// Hashes, to compare.
+    Hashes,
+    /// Nothing but the end of an iteration.
+    Marker,
+}
+
+/// What a page fault leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultAnswer {
+    /// The page is to be asked for: look at [`Destination::take_request`].
+    Wanted,
+    /// It is on its way, or will be asked for when there is a link.
+    Waits,
+    /// It is in place: wake whoever waits.
+    Here,
+}
+
 /// The state machine of a migration's destination.
 pub struct Destination {
     common: Common,
@@ -120,6 +161,7 @@ enum State {
     Listening(listening::Listening),
     Receiving(Box<receiving::Receiving>),
     Ready(Box<ready::Ready>),
+    Draining(Box<draining::Draining>),
     Running(Box<running::Running>),
     Ended(ended::Ended),
     /// Only while a transition is under way.
@@ -155,6 +197,7 @@ impl Destination {
             State::Listening(state) => state.on(common, event),
             State::Receiving(state) => state.on(common, event),
             State::Ready(state) => state.on(common, event),
+            State::Draining(state) => state.on(common, event),
             State::Running(state) => state.on(common, event),
             State::Ended(state) => State::Ended(state),
             State::Moving => unreachable!("a transition put a state back"),
@@ -178,11 +221,18 @@ impl Destination {
             other => other,
         };
         let outcome = match &self.state {
-            State::Running(_) => CommitOutcome::Committed,
-            State::Ended(ended) if ended.result.is_ok() => CommitOutcome::Committed,
+            State::Draining(_) | State::Running(_) => self.committed(),
+            State::Ended(ended) if ended.result.is_ok() => self.committed(),
             _ => CommitOutcome::NeverRan,
         };
         self.common.act(DestinationAction::Answer(Some(outcome)));
+    }
+
+    const fn committed(&self) -> CommitOutcome {
+        match self.common.followed {
+            Some(pages) => CommitOutcome::Complete { pages },
+            None => CommitOutcome::Committed,
+        }
     }
 
     /// The next thing to do, in order.
@@ -194,7 +244,10 @@ impl Destination {
     ///
     /// # Errors
     /// [`WireError`] for a frame of another iteration, an unknown channel, or a kind that isn't due.
-    pub fn admit(&self, channel: u16, head: &FrameHead) -> Result<(), WireError> {
+    pub fn admit(&self, channel: u16, head: &FrameHead) -> Result<Due, WireError> {
+        if self.state.demand().is_some() {
+            return self.admit_urgent(head);
+        }
         let (lanes, kind) = match &self.state {
             State::Receiving(state) => (state.lanes(), FrameKind::Pages),
             State::Ready(state) => (state.lanes(), FrameKind::Hashes),
@@ -207,7 +260,88 @@ impl Destination {
         if !lanes.is_open(channel, head.iteration) {
             return Err(misplaced(head, "the channel or its iteration is not open"));
         }
-        Ok(())
+        Ok(match head.kind {
+            FrameKind::Pages => Due::Pages,
+            FrameKind::Hashes => Due::Hashes,
+            FrameKind::Marker => Due::Marker,
+        })
+    }
+
+    /// Whether a frame may come now on the urgent channel. Called before its payload is read.
+    ///
+    /// # Errors
+    /// [`WireError`] when no pages follow the guest, or the frame is none of theirs.
+    pub fn admit_urgent(&self, head: &FrameHead) -> Result<Due, WireError> {
+        match self.state.demand() {
+            Some(demand) if head.kind == FrameKind::Pages && head.iteration == demand.iteration() => {
+                Ok(Due::Following)
+            }
+            Some(_) => Err(misplaced(head, "only pages of this link follow the guest")),
+            None => Err(misplaced(head, "no pages follow the guest now")),
+        }
+    }
+
+    /// Takes what this channel is to place of a frame's pages, which are then nobody else's; appended to
+    /// `claimed`. Pages that were placed before, or are being placed, are not among them.
+    pub fn claim(&mut self, pages: impl IntoIterator<Item = PageRun>, claimed: &mut Vec<PageRun>) {
+        let Some(demand) = self.state.demand_mut() else { return };
+        for run in pages {
+            let taken = demand.claim(run, claimed);
+            self.common.record.postcopy.get_or_insert_default().pages_duplicate += run.count - taken;
+        }
+    }
+
+    /// Claimed pages are in place. When it says true there are actions to be polled.
+    #[must_use]
+    pub fn placed_claims(&mut self, now: Duration, runs: impl IntoIterator<Item = PageRun>) -> bool {
+        let Some(demand) = self.state.demand_mut() else { return false };
+        for run in runs {
+            demand.place(run);
+            self.common.record.ram.pages_sent += run.count;
+        }
+        self.settle(now)
+    }
+
+    /// Claimed pages will not be placed by this channel, which broke. When it says true there are actions to
+    /// be polled.
+    #[must_use]
+    pub fn unclaim(&mut self, now: Duration, runs: impl IntoIterator<Item = PageRun>) -> bool {
+        let Some(demand) = self.state.demand_mut() else { return false };
+        runs.into_iter().for_each(|run| demand.unclaim(run));
+        self.settle(now)
+    }
+
+    fn settle(&mut self, now: Duration) -> bool {
+        self.common.now = self.common.now.max(now);
+        self.state = match std::mem::replace(&mut self.state, State::Moving) {
+            State::Draining(state) => state.settle(&mut self.common),
+            other => other,
+        };
+        !self.common.actions.is_empty()
+    }
+
+    /// Somebody touched a page that is not in place. May be called at any time, from any thread that has the
+    /// lock.
+    pub fn fault(&mut self, block: BlockId, page: u64) -> FaultAnswer {
+        match self.state.demand_mut() {
+            Some(demand) => demand.fault(block, page, self.common.record.postcopy.get_or_insert_default()),
+            None => FaultAnswer::Here,
+        }
+    }
+
+    /// The next request, to be sent on the control channel at once, by whoever asks. Call it until there is
+    /// none after [`FaultAnswer::Wanted`], after [`DestinationAction::Request`], and after pages were placed.
+    pub fn take_request(&mut self) -> Option<ToSource> {
+        let epoch = self.common.config.epoch;
+        match &mut self.state {
+            State::Draining(state) if !state.is_linked() => None,
+            state => state.demand_mut()?.take_request(epoch),
+        }
+    }
+
+    /// Notes how long somebody waited for a page, from the fault until woken.
+    pub fn fault_served(&mut self, took: Duration) {
+        self.common.counts().fault_latency.add(took);
     }
 
     /// Pages of a frame are in place.
@@ -237,7 +371,7 @@ impl Destination {
     fn received(&self) -> Option<&ReceivedMap> {
         match &self.state {
             State::Receiving(state) => Some(state.received()),
-            _ => None,
+            state => state.demand().map(demand::Demand::received),
         }
     }
 
@@ -253,12 +387,13 @@ impl Destination {
         self.common.guest_clock
     }
 
-    /// When to feed [`DestinationEvent::Tick`] at the latest; `None` once it has ended.
+    /// When to feed [`DestinationEvent::Tick`] at the latest; `None` once it has ended or waits for a link.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {
             State::Listening(state) => Some(state.deadline()),
             State::Ended(_) => None,
+            State::Draining(_) if self.common.phase == MigrationState::PostcopyPaused => None,
             _ => Some(self.common.link.dead_at()),
         }
     }
@@ -273,7 +408,7 @@ impl Destination {
     #[must_use]
     pub fn is_committed(&self) -> bool {
         match &self.state {
-            State::Running(_) => true,
+            State::Draining(_) | State::Running(_) => true,
             State::Ended(ended) => ended.result.is_ok(),
             _ => false,
         }
@@ -310,6 +445,26 @@ impl Destination {
     pub fn set_wire_bytes(&mut self, sent: u64, received: u64) {
         self.common.record.wire_bytes.sent = sent;
         self.common.record.wire_bytes.received = received;
+    }
+}
+
+impl State {
+    fn demand(&self) -> Option<&demand::Demand> {
+        match self {
+            Self::Receiving(state) => state.demand(),
+            Self::Ready(state) => state.demand(),
+            Self::Draining(state) => Some(state.demand()),
+            _ => None,
+        }
+    }
+
+    fn demand_mut(&mut self) -> Option<&mut demand::Demand> {
+        match self {
+            Self::Receiving(state) => state.demand_mut(),
+            Self::Ready(state) => state.demand_mut(),
+            Self::Draining(state) => Some(state.demand_mut()),
+            _ => None,
+        }
     }
 }
 

@@ -3,14 +3,18 @@ use std::time::Duration;
 use migrated_wire::{ToDestination, ToSource, VerifyWhen};
 
 use super::common::Common;
+use super::demand::Demand;
+use super::draining::Draining;
 use super::lanes::{Lanes, Mark};
 use super::running::Running;
 use super::{DestinationAction, DestinationEvent, FailureCode, State};
 use crate::record::{MigrationState, Verify};
 
-/// RAM is complete, state is restored, nothing has run: waiting for the commit.
+/// RAM is complete, or what is missing of it is known; state is restored, nothing has run: waiting for the commit.
 pub(super) struct Ready {
     lanes: Lanes,
+    /// Pages that follow the guest, with post-copy.
+    demand: Option<Box<Demand>>,
     /// Pages whose hashes the source says it sent, and whether all channels have ended that iteration.
     hashes_sent: Option<u64>,
     hashes_here: bool,
@@ -26,8 +30,16 @@ enum Doing {
 }
 
 impl Ready {
-    pub(super) fn begin(lanes: Lanes) -> Self {
-        Self { lanes, hashes_sent: None, hashes_here: false, verified: None, doing: Doing::Waiting }
+    pub(super) fn begin(lanes: Lanes, demand: Option<Box<Demand>>) -> Self {
+        Self { lanes, demand, hashes_sent: None, hashes_here: false, verified: None, doing: Doing::Waiting }
+    }
+
+    pub(super) fn demand(&self) -> Option<&Demand> {
+        self.demand.as_deref()
+    }
+
+    pub(super) fn demand_mut(&mut self) -> Option<&mut Demand> {
+        self.demand.as_deref_mut()
     }
 
     pub(super) const fn lanes(&self) -> &Lanes {
@@ -115,11 +127,14 @@ impl Ready {
     }
 
     fn running(self, common: &mut Common, took: Duration) -> State {
-        common.enter(MigrationState::Running);
         common.record.downtime_us.resume = took.as_secs_f64() * 1e6;
         let resume_us = took.as_micros() as u64;
         common.send(ToSource::Running { epoch: common.config.epoch, resume_us });
         common.act(DestinationAction::Observe);
+        if let Some(demand) = self.demand {
+            return Draining::begin(common, *demand, self.lanes.channels());
+        }
+        common.enter(MigrationState::Running);
         State::Running(Box::new(Running::begin(self.lanes, common.verify)))
     }
 }

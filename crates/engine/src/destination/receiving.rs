@@ -1,9 +1,10 @@
 use std::time::Duration;
 
-use migrated_pages::{PageRun, ReceivedMap};
-use migrated_wire::{MAX_SECTIONS, Section, ToDestination, ToSource};
+use migrated_pages::{PageRun, PageSet, ReceivedMap};
+use migrated_wire::{MAX_SECTIONS, PageSetPiece, Section, ToDestination, ToSource};
 
 use super::common::Common;
+use super::demand::Demand;
 use super::lanes::{Lanes, Mark};
 use super::ready::Ready;
 use super::{DestinationAction, DestinationEvent, FailureCode, State};
@@ -12,9 +13,22 @@ use crate::record::MigrationState;
 /// Pages are placed while the guest runs at the source; at the end its state comes.
 pub(super) struct Receiving {
     lanes: Lanes,
-    received: ReceivedMap,
+    pages: Pages,
     sections: Vec<Section>,
     finish: Option<Finish>,
+}
+
+/// What is here of the guest's RAM.
+enum Pages {
+    /// All of it comes before the guest runs.
+    Before(ReceivedMap),
+    /// What is missing follows the guest.
+    Follow {
+        demand: Box<Demand>,
+        /// Pages named as missing since the last [`DestinationAction::Arm`], and before it.
+        named: PageSet,
+        armed: u64,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -27,7 +41,7 @@ impl Receiving {
     pub(super) fn begin(common: &Common, channels: u16) -> Self {
         Self {
             lanes: Lanes::new(channels),
-            received: ReceivedMap::new(&common.config.identity.layout),
+            pages: Pages::Before(ReceivedMap::new(&common.config.identity.layout)),
             sections: Vec::new(),
             finish: None,
         }
@@ -38,14 +52,32 @@ impl Receiving {
     }
 
     pub(super) const fn received(&self) -> &ReceivedMap {
-        &self.received
+        match &self.pages {
+            Pages::Before(received) => received,
+            Pages::Follow { demand, .. } => demand.received(),
+        }
+    }
+
+    pub(super) fn demand(&self) -> Option<&Demand> {
+        match &self.pages {
+            Pages::Before(_) => None,
+            Pages::Follow { demand, .. } => Some(demand),
+        }
+    }
+
+    pub(super) fn demand_mut(&mut self) -> Option<&mut Demand> {
+        match &mut self.pages {
+            Pages::Before(_) => None,
+            Pages::Follow { demand, .. } => Some(demand),
+        }
     }
 
     /// Notes pages that are in place; returns how many.
     pub(super) fn placed(&mut self, channel: u16, runs: impl IntoIterator<Item = PageRun>) -> u64 {
+        let Pages::Before(received) = &mut self.pages else { return 0 };
         let mut pages = 0;
         for run in runs {
-            self.received.insert(run);
+            received.insert(run);
             self.lanes.count(channel, run.count);
             pages += run.count;
         }
@@ -66,6 +98,26 @@ impl Receiving {
                         common.fail(failure)
                     }
                 }
+            }
+            DestinationEvent::Message(ToDestination::Missing(piece))
+                if common.may_follow && self.finish.is_none() =>
+            {
+                match self.name_missing(common, &piece) {
+                    Ok(()) => State::Receiving(self),
+                    Err(why) => {
+                        let failure = common.failure(FailureCode::Protocol, why);
+                        common.fail(failure)
+                    }
+                }
+            }
+            DestinationEvent::Message(ToDestination::MissingSent { pages }) if self.finish.is_none() => {
+                self.arm(common, pages)
+            }
+            DestinationEvent::Armed => {
+                if let Pages::Follow { armed, .. } = &self.pages {
+                    common.send(ToSource::Armed { pages: *armed });
+                }
+                State::Receiving(self)
             }
             DestinationEvent::Message(ToDestination::State(section)) if self.finish.is_none() => {
                 if self.sections.len() >= MAX_SECTIONS {
@@ -90,6 +142,44 @@ impl Receiving {
         }
     }
 
+    /// Takes in pages that the source names as missing. From the first on, all pages follow the guest.
+    fn name_missing(&mut self, common: &Common, piece: &PageSetPiece) -> Result<(), String> {
+        let layout = &common.config.identity.layout;
+        if let Pages::Before(received) = &mut self.pages {
+            if !self.lanes.is_between() {
+                return Err("pages were named as missing in the middle of an iteration".into());
+            }
+            let received = std::mem::replace(received, ReceivedMap::new(layout));
+            let demand = Box::new(Demand::new(self.lanes.completed() + 1, received, layout));
+            self.pages = Pages::Follow { demand, named: PageSet::empty(layout), armed: 0 };
+        }
+        let Pages::Follow { demand, named, .. } = &mut self.pages else { return Ok(()) };
+        piece.add_to(named, layout).map_err(|error| error.to_string())?;
+        if named.runs().any(|run| demand.misses_any(run)) {
+            return Err("pages were named as missing again".into());
+        }
+        Ok(())
+    }
+
+    fn arm(mut self: Box<Self>, common: &mut Common, pages: u64) -> State {
+        let problem = match &mut self.pages {
+            Pages::Follow { demand, named, armed } if *armed + named.len() == pages && pages > *armed => {
+                let empty = PageSet::empty(&common.config.identity.layout);
+                let named = std::mem::replace(named, empty);
+                demand.miss(&named);
+                *armed = pages;
+                common.act(DestinationAction::Arm(named));
+                return State::Receiving(self);
+            }
+            Pages::Follow { named, armed, .. } => {
+                format!("{pages} pages are missing, {} were named", *armed + named.len())
+            }
+            Pages::Before(_) => format!("{pages} pages are missing, none was named"),
+        };
+        let failure = common.failure(FailureCode::Protocol, problem);
+        common.fail(failure)
+    }
+
     /// Restores once the last iteration is over and all state is here. Only the map says "complete".
     fn restore_when_complete(mut self: Box<Self>, common: &mut Common) -> State {
         let Some(finish) = self.finish else { return State::Receiving(self) };
@@ -104,11 +194,8 @@ impl Receiving {
             ))
         } else if self.sections.len() != finish.sections as usize {
             Some(format!("{} state sections came of {}", self.sections.len(), finish.sections))
-        } else if !self.received.is_complete() {
-            let total = common.config.identity.layout.total_pages();
-            Some(format!("{} pages came of {total}", self.received.count()))
         } else {
-            None
+            self.lack(common)
         };
         if let Some(problem) = problem {
             let failure = common.failure(FailureCode::Protocol, problem);
@@ -119,11 +206,30 @@ impl Receiving {
         State::Receiving(self)
     }
 
+    /// Why the pages here are not what they must be before the guest may run, if they aren't.
+    fn lack(&self, common: &Common) -> Option<String> {
+        let total = common.config.identity.layout.total_pages();
+        match &self.pages {
+            Pages::Before(received) if received.is_complete() => None,
+            Pages::Before(received) => Some(format!("{} pages came of {total}", received.count())),
+            Pages::Follow { demand, named, .. } => {
+                let (here, missing) = (demand.received().count() - demand.placed(), demand.missing());
+                let whole = here + missing == total && named.is_empty();
+                (!whole)
+                    .then(|| format!("{here} pages came and {missing} are known to be missing, of {total}"))
+            }
+        }
+    }
+
     fn ready(self, common: &mut Common, took: Duration) -> State {
         common.enter(MigrationState::Ready);
         common.record.downtime_us.import = took.as_secs_f64() * 1e6;
-        let received = self.received.count();
+        let received = self.received().count() - self.demand().map_or(0, Demand::placed);
         common.send(ToSource::Ready { import_us: took.as_micros() as u64, received });
-        State::Ready(Box::new(Ready::begin(self.lanes)))
+        let demand = match self.pages {
+            Pages::Before(_) => None,
+            Pages::Follow { demand, .. } => Some(demand),
+        };
+        State::Ready(Box::new(Ready::begin(self.lanes, demand)))
     }
 }

@@ -1,15 +1,15 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use migrated_pages::PageSet;
-use migrated_wire::{ToDestination, bounded_text};
+use migrated_pages::{PageRun, PageSet};
+use migrated_wire::{PageSetPiece, PostcopyUse, ToDestination, VerifyWhen, bounded_text};
 
 use super::{Failure, FailureCode, Sent, SourceAction, SourceConfig, SourceEvent, State};
-use super::{ended::Ended, resuming::Resuming};
+use super::{drain::Drain, ended::Ended, resuming::Resuming};
 use crate::liveness::Liveness;
 use crate::pace::Pace;
 use crate::policy::ConvergencePolicy;
-use crate::record::{Decision, Iteration, MigrationRecord, MigrationState};
+use crate::record::{Decision, Iteration, MigrationRecord, MigrationState, Mode, Postcopy, Recovery};
 use crate::round::Round;
 
 /// Most decisions and iterations a record keeps; the newest replace the last one beyond it.
@@ -26,6 +26,8 @@ pub(super) struct Common {
     pub(super) now: Duration,
     pub(super) phase: MigrationState,
     pub(super) tracking: bool,
+    /// Whether the guest may switch before its pages: allowed here and possible there.
+    pub(super) can_switch: bool,
     /// Time over which pages flowed, for the throughput.
     pub(super) flow: Duration,
     last_progress: String,
@@ -41,6 +43,7 @@ impl Common {
         record.ram.pages = config.identity.layout.total_pages();
         record.ram.bytes = config.identity.layout.total_bytes();
         record.channels = config.channels;
+        record.mode = config.mode;
         let pace = Pace::new(config.limits.bandwidth_bps);
         Self {
             config,
@@ -52,6 +55,7 @@ impl Common {
             now,
             phase: MigrationState::Negotiating,
             tracking: false,
+            can_switch: false,
             flow: Duration::ZERO,
             last_progress: "nothing yet".into(),
         }
@@ -86,18 +90,79 @@ impl Common {
         let duration = self.now.saturating_sub(round.started);
         self.flow += duration;
         let seconds = self.now.saturating_sub(since).as_secs_f64();
-        push_bounded(
-            &mut self.record.iterations,
-            Iteration {
-                n: round.n,
-                pages: round.pages,
-                bytes: round.bytes,
-                duration_ms: duration.as_secs_f64() * 1e3,
-                dirty_rate_pps: if seconds > 0.0 { dirty_pages as f64 / seconds } else { 0.0 },
-                throttle_percent: 0.0,
-            },
-        );
+        self.note(Iteration {
+            n: round.n,
+            pages: round.pages,
+            bytes: round.bytes,
+            duration_ms: duration.as_secs_f64() * 1e3,
+            dirty_rate_pps: if seconds > 0.0 { dirty_pages as f64 / seconds } else { 0.0 },
+            throttle_percent: 0.0,
+        });
         self.progress(format!("iteration {} with {} pages", round.n, round.pages));
+    }
+
+    pub(super) fn note(&mut self, iteration: Iteration) {
+        push_bounded(&mut self.record.iterations, iteration);
+    }
+
+    /// What the record says about pages that follow the guest.
+    pub(super) fn counts(&mut self) -> &mut Postcopy {
+        self.record.postcopy.get_or_insert_default()
+    }
+
+    pub(super) fn note_loss(&mut self, reason: &str) {
+        let lost_ms = self.now.as_secs_f64() * 1e3;
+        let recovery = Recovery { lost_ms, reason: bounded_text(reason), ..Recovery::default() };
+        push_bounded(&mut self.counts().recoveries, recovery);
+    }
+
+    pub(super) fn note_recovery(&mut self, missing_pages: u64) {
+        let now_ms = self.now.as_secs_f64() * 1e3;
+        self.record.error = None;
+        self.decide("recovered", format!("there is a link again; {missing_pages} pages are missing"));
+        if let Some(recovery) = self.counts().recoveries.last_mut() {
+            recovery.recovered_ms = Some(now_ms);
+            recovery.missing_pages = missing_pages;
+        }
+    }
+
+    /// What the destination must be able to do.
+    pub(super) fn postcopy_use(&self) -> PostcopyUse {
+        match self.config.mode {
+            Mode::Precopy => PostcopyUse::Never,
+            Mode::Postcopy | Mode::Hybrid => PostcopyUse::Required,
+        }
+    }
+
+    /// Names pages as missing at the destination; `total` is how many were named with them.
+    pub(super) fn announce(&mut self, missing: &PageSet, total: u64) {
+        for piece in PageSetPiece::cut(missing, &self.config.identity.layout) {
+            self.send(ToDestination::Missing(piece));
+        }
+        self.send(ToDestination::MissingSent { pages: total });
+    }
+
+    /// Takes in a request for pages. An error is a breach of the protocol, and nothing was done.
+    pub(super) fn request(&mut self, drain: &mut Drain, epoch: u64, pages: &[PageRun]) -> Result<(), String> {
+        if epoch != self.config.epoch {
+            return Err(format!("it asks for pages of attempt {epoch}"));
+        }
+        let counts = self.record.postcopy.get_or_insert_default();
+        drain.request(pages, &self.config.identity.layout, counts)?;
+        self.act(SourceAction::Wake);
+        Ok(())
+    }
+
+    pub(super) fn take_summary(&mut self, wire_received: u64, guest_gap_us: Option<u64>) {
+        self.record.guest_gap_us = guest_gap_us.map(|us| us as f64);
+        self.progress(format!("summary with {wire_received} bytes received"));
+    }
+
+    /// Notes that memory was not compared though it was to be.
+    pub(super) fn skip_verification(&mut self, reason: &str) {
+        if self.config.verify == VerifyWhen::After {
+            self.decide("verification_skipped", format!("the comparison did not finish: {reason}"));
+        }
     }
 
     pub(super) fn account(&mut self, sent: Sent) {
@@ -194,16 +259,18 @@ impl Common {
                 let text = format!("unexpected message {message:?}");
                 Some(self.failure(FailureCode::Protocol, bounded_text(&text)))
             }
-            SourceEvent::Tick => self.watch(),
+            SourceEvent::Tick => {
+                let silence = self.watch()?;
+                Some(self.failure(FailureCode::PeerDead, silence))
+            }
             _ => None,
         }
     }
 
-    /// Pings when due and says when the peer is dead.
-    pub(super) fn watch(&mut self) -> Option<Failure> {
+    /// Pings when due and says so when the peer is dead.
+    pub(super) fn watch(&mut self) -> Option<String> {
         if let Some(silent) = self.link.silence(self.now) {
-            let text = format!("{} has been silent for {:.1} s", self.config.peer, silent.as_secs_f64());
-            return Some(self.failure(FailureCode::PeerDead, text));
+            return Some(format!("{} has been silent for {:.1} s", self.config.peer, silent.as_secs_f64()));
         }
         if let Some(nonce) = self.link.ping_due(self.now) {
             self.send(ToDestination::Ping { nonce });

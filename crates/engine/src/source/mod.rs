@@ -2,15 +2,22 @@
 //!
 //! One struct a state, one file a struct; a transition consumes the struct. The driver (a session, or a
 //! test with a virtual clock) does three things: it feeds [`SourceEvent`]s, it carries out
-//! [`SourceAction`]s in order, and its page channels pull their work with [`Source::next_batch`]. Its one
-//! duty: an action on the guest is answered before any other event is fed, so no state waits for the guest.
+//! [`SourceAction`]s in order, and its page channels pull their work with [`Source::next_batch`], the urgent
+//! one with [`Source::next_urgent`]. Its duties: an action on the guest is answered before any other event is
+//! fed, so no state waits for the guest; and nothing of an old link is fed once there is a new one.
 
 mod common;
+mod drain;
 mod ended;
 mod indeterminate;
 mod negotiating;
+mod postcopy_active;
+mod postcopy_paused;
+mod postcopy_setup;
 mod precopy;
+mod prefetch;
 mod preflight;
+mod recovering;
 mod resuming;
 mod settling;
 mod stop_and_copy;
@@ -26,7 +33,7 @@ use migrated_wire::{
 use crate::failure::{Failure, FailureCode};
 use crate::limits::Limits;
 use crate::policy::ConvergencePolicy;
-use crate::record::{MigrationRecord, MigrationState};
+use crate::record::{MigrationRecord, MigrationState, Mode};
 use crate::round::{RoundKind, Take};
 use common::Common;
 
@@ -44,6 +51,8 @@ pub struct SourceConfig {
     pub identity: GuestIdentity,
     /// The attempt.
     pub epoch: u64,
+    /// How memory is moved. Other than pre-copy needs an urgent channel.
+    pub mode: Mode,
     /// Page channels that will be opened.
     pub channels: u16,
     /// When memory is compared.
@@ -59,7 +68,8 @@ pub struct SourceConfig {
 /// What happened.
 #[derive(Debug)]
 pub enum SourceEvent {
-    /// All channels are open.
+    /// All channels are open: for the first time, or as the answer to [`SourceAction::Reconnect`], when every
+    /// thread of the old ones has ended.
     Connected,
     /// The channels could not be opened.
     ConnectFailed(String),
@@ -71,6 +81,8 @@ pub enum SourceEvent {
     PeerMisbehaved(String),
     /// Somebody wants it cancelled.
     Cancel,
+    /// Somebody knows that reconnecting may work now, or by another way.
+    Retry,
     /// Answer to [`SourceAction::StartTracking`].
     TrackingStarted,
     /// Answer to [`SourceAction::Harvest`] and [`SourceAction::FinalHarvest`].
@@ -117,6 +129,9 @@ pub enum SourceAction {
     Retire,
     /// Ask the destination what became of the commit, by whatever way there is.
     Ask,
+    /// Open all channels again with the same migration, attempt and token; answered by
+    /// [`SourceEvent::Connected`] or [`SourceEvent::ConnectFailed`], meanwhile other events may be fed.
+    Reconnect,
     /// Page channels have work: wake them.
     Wake,
     /// Close all channels.
@@ -147,7 +162,7 @@ pub enum Next {
     Wait,
     /// Nothing before this moment: the bandwidth limit.
     WaitUntil(Duration),
-    /// There will be nothing more.
+    /// There will be nothing more on this link.
     Ended,
 }
 
@@ -172,9 +187,13 @@ enum State {
     Negotiating(negotiating::Negotiating),
     Preflight(preflight::Preflight),
     Precopy(Box<precopy::Precopy>),
+    PostcopySetup(Box<postcopy_setup::PostcopySetup>),
     StopAndCopy(Box<stop_and_copy::StopAndCopy>),
     Switchover(switchover::Switchover),
     Indeterminate(indeterminate::Indeterminate),
+    PostcopyActive(postcopy_active::PostcopyActive),
+    PostcopyPaused(postcopy_paused::PostcopyPaused),
+    Recovering(Box<recovering::Recovering>),
     Settling(Box<settling::Settling>),
     Resuming(resuming::Resuming),
     Ended(ended::Ended),
@@ -212,9 +231,13 @@ impl Source {
             State::Negotiating(state) => state.on(common, event),
             State::Preflight(state) => state.on(common, event),
             State::Precopy(state) => state.on(common, event),
+            State::PostcopySetup(state) => state.on(common, event),
             State::StopAndCopy(state) => state.on(common, event),
             State::Switchover(state) => state.on(common, event),
             State::Indeterminate(state) => state.on(common, event),
+            State::PostcopyActive(state) => state.on(common, event),
+            State::PostcopyPaused(state) => state.on(common, event),
+            State::Recovering(state) => state.on(common, event),
             State::Settling(state) => state.on(common, event),
             State::Resuming(state) => state.on(common, event),
             State::Ended(state) => State::Ended(state),
@@ -233,7 +256,10 @@ impl Source {
             State::Precopy(state) => state.round_mut(),
             State::StopAndCopy(state) => state.round_mut(),
             State::Settling(state) => state.round_mut(),
-            State::Resuming(_) | State::Ended(_) => return Next::Ended,
+            State::Switchover(switchover::Switchover { drain: Some(_), .. }) | State::PostcopyActive(_) => {
+                return self.next_push(now, out);
+            }
+            State::PostcopyPaused(_) | State::Resuming(_) | State::Ended(_) => return Next::Ended,
             _ => None,
         };
         let Some(round) = round else { return Next::Wait };
@@ -251,10 +277,38 @@ impl Source {
         }
     }
 
-    /// A channel handed a batch to the transport.
+    /// The background push of post-copy: any channel takes any page, and no marker ends it.
+    fn next_push(&mut self, now: Duration, out: &mut Vec<PageRun>) -> Next {
+        if let Some(at) = self.common.pace.not_before(now) {
+            return Next::WaitUntil(at);
+        }
+        let Some(drain) = self.state.drain_mut() else { return Next::Wait };
+        match drain.take_push(self.common.record.postcopy.get_or_insert_default(), out) {
+            true => Next::Pages { iteration: drain.iteration },
+            false => Next::Wait,
+        }
+    }
+
+    /// Work for the urgent channel: pages that somebody waits for, then those that somebody is likely to
+    /// touch next. No bandwidth limit holds them back.
+    pub fn next_urgent(&mut self, out: &mut Vec<PageRun>) -> Next {
+        if matches!(self.state, State::PostcopyPaused(_) | State::Resuming(_) | State::Ended(_)) {
+            return Next::Ended;
+        }
+        let Some(drain) = self.state.drain_mut() else { return Next::Wait };
+        match drain.take_urgent(self.common.record.postcopy.get_or_insert_default(), out) {
+            true => Next::Pages { iteration: drain.iteration },
+            false => Next::Wait,
+        }
+    }
+
+    /// A channel, the urgent one too, handed a batch to the transport.
     pub fn batch_sent(&mut self, now: Duration, sent: Sent) {
         self.common.now = now;
         self.common.account(sent);
+        if let Some(drain) = self.state.drain_mut() {
+            drain.bytes += sent.bytes;
+        }
         if let Some(round) = self.round() {
             round.pages += sent.data_pages + sent.zero_pages;
             round.zero_pages += sent.zero_pages;
@@ -289,9 +343,12 @@ impl Source {
             State::Indeterminate(state) => return Some(state.deadline()),
             State::Preflight(state) => Some(state.deadline()),
             State::Precopy(state) => state.deadline(&self.common),
+            State::PostcopySetup(state) => Some(state.deadline()),
             State::StopAndCopy(state) => Some(state.deadline()),
+            State::PostcopyPaused(state) => return state.deadline(),
+            State::Recovering(state) => Some(state.deadline()),
             State::Settling(state) => state.deadline(),
-            State::Switchover(_) => None,
+            State::Switchover(_) | State::PostcopyActive(_) => None,
         };
         let link = self.common.link.next_timer();
         Some(own.map_or(link, |own| own.min(link)))
@@ -315,7 +372,8 @@ impl Source {
     /// The record as it stands.
     #[must_use]
     pub fn record(&mut self, now: Duration) -> MigrationRecord {
-        let remaining = self.round().map_or(0, |round| round.remaining());
+        let following = self.state.drain().map(drain::Drain::remaining);
+        let remaining = following.or(self.round().map(|round| round.remaining())).unwrap_or(0);
         self.common.snapshot(now, remaining)
     }
 
@@ -330,7 +388,11 @@ impl Source {
     pub fn cancellable(&self) -> bool {
         matches!(
             self.state,
-            State::Negotiating(_) | State::Preflight(_) | State::Precopy(_) | State::StopAndCopy(_)
+            State::Negotiating(_)
+                | State::Preflight(_)
+                | State::Precopy(_)
+                | State::PostcopySetup(_)
+                | State::StopAndCopy(_)
         )
     }
 
@@ -338,6 +400,31 @@ impl Source {
     pub fn set_wire_bytes(&mut self, sent: u64, received: u64) {
         self.common.record.wire_bytes.sent = sent;
         self.common.record.wire_bytes.received = received;
+    }
+}
+
+impl State {
+    /// The pages that follow the guest, where the state has channels to send them on.
+    fn drain_mut(&mut self) -> Option<&mut drain::Drain> {
+        match self {
+            Self::StopAndCopy(state) => state.drain_mut(),
+            Self::Switchover(state) => state.drain.as_deref_mut(),
+            Self::PostcopyActive(state) => Some(state.drain_mut()),
+            _ => None,
+        }
+    }
+
+    /// The pages that follow the guest.
+    fn drain(&self) -> Option<&drain::Drain> {
+        match self {
+            Self::StopAndCopy(state) => state.drain(),
+            Self::Switchover(state) => state.drain.as_deref(),
+            Self::Indeterminate(state) => state.drain(),
+            Self::PostcopyActive(state) => Some(state.drain()),
+            Self::PostcopyPaused(state) => Some(state.drain()),
+            Self::Recovering(state) => Some(state.drain()),
+            _ => None,
+        }
     }
 }
 

@@ -20,6 +20,7 @@ impl Negotiating {
                     epoch: config.epoch,
                     channels: config.channels,
                     verify: config.verify,
+                    postcopy: common.postcopy_use(),
                     guest_clock: config.guest_clock,
                 };
                 common.send(message);

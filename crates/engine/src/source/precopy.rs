@@ -4,6 +4,7 @@ use migrated_pages::PageSet;
 use migrated_wire::ToSource;
 
 use super::common::Common;
+use super::postcopy_setup::PostcopySetup;
 use super::stop_and_copy::StopAndCopy;
 use super::{FailureCode, SourceAction, SourceEvent, State};
 use crate::policy::{Observation, Step};
@@ -100,23 +101,23 @@ impl Precopy {
         common.now >= common.config.limits.timeout && self.leftover.is_none()
     }
 
-    /// The timeout came in the middle of a round. `cancel` ends here; `stop` ends the round as it is and
-    /// keeps what it did not send.
+    /// The timeout came in the middle of a round. `cancel` ends here, unless the guest may switch to
+    /// post-copy; `stop` ends the round as it is and keeps what it did not send.
     fn cut_short(mut self: Box<Self>, common: &mut Common) -> State {
         let timeout = common.config.limits.timeout;
         match common.config.limits.on_timeout {
-            OnTimeout::Cancel => {
+            OnTimeout::Cancel if !common.can_switch => {
                 let text = format!(
                     "pre-copy did not finish within {timeout:?}; raise --timeout or use --on-timeout stop"
                 );
                 let failure = common.failure(FailureCode::NotConverged, text);
                 common.fail_running(failure)
             }
-            OnTimeout::Stop => {
+            OnTimeout::Cancel | OnTimeout::Stop => {
                 common.decide("cut_round_short", format!("the timeout of {timeout:?} is over"));
                 self.leftover = Some(self.round.cut_short(common.no_pages()));
                 common.act(SourceAction::Wake);
-                if let Some(failure) = common.watch() {
+                if let Some(failure) = common.common_failure(&SourceEvent::Tick) {
                     return common.fail_running(failure);
                 }
                 State::Precopy(self)
@@ -138,7 +139,11 @@ impl Precopy {
         let seen = self.observe(common, &dirty, dirtied, since);
         common.record.expected_downtime_us = Some(seen.expected_downtime().as_secs_f64() * 1e6);
         let verdict = common.policy.decide(&common.config.limits, &seen);
-        match verdict.step {
+        let step = match verdict.step {
+            Step::SwitchToPostcopy if dirty.is_empty() => Step::Stop,
+            step => step,
+        };
+        match step {
             Step::Iterate => {
                 common.decide("iterate", verdict.reason);
                 common.act(SourceAction::Wake);
@@ -153,7 +158,11 @@ impl Precopy {
                 self.doing = Doing::Pausing { residual: dirty, called_at: common.now };
                 State::Precopy(self)
             }
-            Step::GiveUp => {
+            Step::SwitchToPostcopy if common.can_switch => {
+                common.decide("switch_to_postcopy", verdict.reason);
+                PostcopySetup::begin(common, self.round.n + 1, dirty)
+            }
+            Step::GiveUp | Step::SwitchToPostcopy => {
                 common.decide("give_up", verdict.reason.clone());
                 let failure = common.failure(FailureCode::NotConverged, verdict.reason);
                 common.fail_running(failure)
@@ -177,6 +186,7 @@ impl Precopy {
             rate: self.rate,
             dirty_pages_per_second: if seconds > 0.0 { dirtied as f64 / seconds } else { 0.0 },
             // Two round trips: the last pages and state until ready, the commit until its ack.
+            can_switch: common.can_switch,
             fixed: KICKS + self.harvest + self.rehearsal + rtt * 2,
         }
     }

@@ -1,13 +1,14 @@
 use std::time::Duration;
 
 use migrated_pages::PageSet;
-use migrated_wire::ToSource;
+use migrated_wire::{PostcopyUse, ToSource, VerifyWhen};
 
 use super::common::Common;
+use super::postcopy_setup::PostcopySetup;
 use super::precopy::Precopy;
 use super::{FailureCode, SourceAction, SourceEvent, State};
 use crate::limits::PREFLIGHT_TIMEOUT;
-use crate::record::MigrationState;
+use crate::record::{MigrationState, Mode};
 
 /// The destination compares the guest with what it has; nothing has moved.
 pub(super) struct Preflight {
@@ -27,11 +28,8 @@ impl Preflight {
 
     pub(super) fn on(self, common: &mut Common, event: SourceEvent) -> State {
         match (event, self.rehearsal) {
-            (SourceEvent::Message(ToSource::PreflightOk { rehearsal_us }), None) => {
-                common.decide("precopy", "the destination accepted the guest");
-                common.tracking = true;
-                common.act(SourceAction::StartTracking);
-                State::Preflight(Self { rehearsal: Some(Duration::from_micros(rehearsal_us)), ..self })
+            (SourceEvent::Message(ToSource::PreflightOk { rehearsal_us, no_postcopy }), None) => {
+                self.accepted(common, Duration::from_micros(rehearsal_us), no_postcopy)
             }
             // From here on every write is seen, so all of RAM may be read.
             (SourceEvent::TrackingStarted, Some(rehearsal)) => {
@@ -54,5 +52,27 @@ impl Preflight {
                 None => State::Preflight(self),
             },
         }
+    }
+
+    fn accepted(self, common: &mut Common, rehearsal: Duration, no_postcopy: Option<String>) -> State {
+        let wanted = common.postcopy_use();
+        common.can_switch = wanted != PostcopyUse::Never
+            && no_postcopy.is_none()
+            && common.config.verify != VerifyWhen::Before;
+        if let (PostcopyUse::Required, Some(why)) = (wanted, no_postcopy) {
+            let failure = common.failure(FailureCode::PreflightRefused, why);
+            return common.fail_running(failure);
+        }
+        if common.config.mode == Mode::Postcopy {
+            common.decide("switch_to_postcopy", "post-copy was asked for: all pages follow the guest");
+            common.record.setup_ms = common.now.as_secs_f64() * 1e3;
+            let everything = PageSet::full(&common.config.identity.layout);
+            // Everything is missing, so nothing that the guest writes until it stops need be known.
+            return PostcopySetup::begin(common, 1, everything);
+        }
+        common.decide("precopy", "the destination accepted the guest");
+        common.tracking = true;
+        common.act(SourceAction::StartTracking);
+        State::Preflight(Self { rehearsal: Some(rehearsal), ..self })
     }
 }

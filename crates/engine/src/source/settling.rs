@@ -4,7 +4,6 @@ use migrated_pages::PageSet;
 use migrated_wire::{ToDestination, ToSource, VerifyWhen};
 
 use super::common::Common;
-use super::stop_and_copy::Marks;
 use super::{SourceAction, SourceEvent, State};
 use crate::limits::SUMMARY_TIMEOUT;
 use crate::record::{MigrationState, Verified, Verify};
@@ -22,14 +21,7 @@ pub(super) struct Settling {
 }
 
 impl Settling {
-    pub(super) fn begin(common: &mut Common, marks: Marks, next_round: u32) -> State {
-        common.record.downtime_us = marks.downtime(common.now);
-        common.decide(
-            "completed",
-            format!("the guest runs at {}, {:.2} ms after the call to pause", common.config.peer, {
-                common.now.saturating_sub(marks.called()).as_secs_f64() * 1e3
-            }),
-        );
+    pub(super) fn begin(common: &mut Common, next_round: u32, summary: bool) -> State {
         common.enter(MigrationState::Settling);
         let compare = common.config.verify == VerifyWhen::After;
         let hashes = compare.then(|| {
@@ -42,7 +34,7 @@ impl Settling {
             common.release();
         }
         let deadline = (!compare).then(|| common.now + SUMMARY_TIMEOUT);
-        State::Settling(Box::new(Self { hashes, verified: !compare, summary: false, deadline }))
+        Box::new(Self { hashes, verified: !compare, summary, deadline }).part_when_done(common)
     }
 
     pub(super) const fn deadline(&self) -> Option<Duration> {
@@ -63,8 +55,7 @@ impl Settling {
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: SourceEvent) -> State {
         match event {
             SourceEvent::Message(ToSource::Summary { wire_received, guest_gap_us }) => {
-                common.record.guest_gap_us = guest_gap_us.map(|us| us as f64);
-                common.progress(format!("summary with {wire_received} bytes received"));
+                common.take_summary(wire_received, guest_gap_us);
                 self.summary = true;
             }
             SourceEvent::Message(ToSource::Verified { pages, mismatches, detail }) if !self.verified => {
@@ -83,8 +74,8 @@ impl Settling {
                 if self.deadline.is_some_and(|deadline| common.now >= deadline) {
                     return self.part_early(common, "the destination sent no summary");
                 }
-                if let Some(failure) = common.watch() {
-                    return self.part_early(common, &failure.message);
+                if let Some(silence) = common.watch() {
+                    return self.part_early(common, &silence);
                 }
             }
             SourceEvent::Cancel => {
@@ -92,6 +83,10 @@ impl Settling {
             }
             _ => {}
         }
+        self.part_when_done(common)
+    }
+
+    fn part_when_done(self: Box<Self>, common: &mut Common) -> State {
         if self.summary && self.verified {
             common.send(ToDestination::Goodbye);
             return common.end(Ok(()));
@@ -102,7 +97,7 @@ impl Settling {
     /// The guest has moved, whatever else was still to be said.
     fn part_early(&self, common: &mut Common, reason: &str) -> State {
         if !self.verified {
-            common.decide("verification_skipped", format!("the comparison did not finish: {reason}"));
+            common.skip_verification(reason);
             common.release();
         } else {
             common.decide("summary_skipped", reason);

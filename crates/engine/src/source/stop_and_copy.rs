@@ -4,6 +4,7 @@ use migrated_pages::PageSet;
 use migrated_wire::{Section, ToDestination, ToSource, VerifyWhen};
 
 use super::common::Common;
+use super::drain::Drain;
 use super::switchover::Switchover;
 use super::{FailureCode, SourceAction, SourceEvent, State};
 use crate::limits::RESTORE_TIMEOUT;
@@ -18,11 +19,21 @@ const HASH_TIME_PER_GIB: Duration = Duration::from_secs(4);
 pub(super) struct StopAndCopy {
     round: Option<Round>,
     n: u32,
-    residual: PageSet,
+    rest: Rest,
     deadline: Duration,
     marks: Marks,
     doing: Doing,
     acked: bool,
+}
+
+/// Pages that the destination lacked when pausing began.
+enum Rest {
+    /// They go before the guest.
+    Residual(PageSet),
+    /// They were announced as missing and follow the guest.
+    Announced(PageSet),
+    /// All that will follow the guest.
+    Following(Box<Drain>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,6 +77,10 @@ impl Marks {
         }
     }
 
+    pub(super) const fn committed(&self) -> Duration {
+        self.committed
+    }
+
     pub(super) const fn called(&self) -> Duration {
         self.called
     }
@@ -79,19 +94,54 @@ impl StopAndCopy {
         called: Duration,
         rate: f64,
     ) -> State {
-        common.enter(MigrationState::StopAndCopy);
         common.act(SourceAction::FinalHarvest);
         let pages = residual.len() as f64 * migrated_pages::PAGE_SIZE as f64 / rate;
         let transfer = Duration::try_from_secs_f64(pages * 3.0).unwrap_or(Duration::MAX / 4);
-        State::StopAndCopy(Box::new(Self {
+        State::StopAndCopy(Box::new(Self::paused(common, n, Rest::Residual(residual), called, transfer)))
+    }
+
+    /// The guest will run at the destination before its pages are there; `iteration` is that of their frames.
+    pub(super) fn begin_postcopy(
+        common: &mut Common,
+        iteration: u32,
+        announced: PageSet,
+        called: Duration,
+    ) -> State {
+        let rest = Rest::Announced(announced);
+        let state = Box::new(Self::paused(common, iteration, rest, called, Duration::ZERO));
+        if common.tracking {
+            common.act(SourceAction::FinalHarvest);
+            return State::StopAndCopy(state);
+        }
+        let nothing = common.no_pages();
+        state.harvested(common, nothing)
+    }
+
+    fn paused(common: &mut Common, n: u32, rest: Rest, called: Duration, transfer: Duration) -> Self {
+        common.enter(MigrationState::StopAndCopy);
+        Self {
             round: None,
             n,
-            residual,
+            rest,
             deadline: common.now + RESTORE_TIMEOUT + transfer,
             marks: Marks { called, paused: common.now, ..Marks::default() },
             doing: Doing::Harvesting,
             acked: false,
-        }))
+        }
+    }
+
+    pub(super) fn drain(&self) -> Option<&Drain> {
+        match &self.rest {
+            Rest::Following(drain) => Some(drain),
+            _ => None,
+        }
+    }
+
+    pub(super) fn drain_mut(&mut self) -> Option<&mut Drain> {
+        match &mut self.rest {
+            Rest::Following(drain) => Some(drain),
+            _ => None,
+        }
     }
 
     pub(super) const fn deadline(&self) -> Duration {
@@ -104,7 +154,7 @@ impl StopAndCopy {
 
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: SourceEvent) -> State {
         match (event, self.doing) {
-            (SourceEvent::Harvested { dirty, .. }, Doing::Harvesting) => self.send_last_pages(common, &dirty),
+            (SourceEvent::Harvested { dirty, .. }, Doing::Harvesting) => self.harvested(common, dirty),
             (SourceEvent::StateSaved(sections), Doing::Saving) => self.send_state(common, sections),
             (SourceEvent::Message(ToSource::IterationDone { iteration, pages }), _)
                 if iteration == self.n && !self.acked =>
@@ -126,6 +176,20 @@ impl StopAndCopy {
             {
                 self.on_ready(common, Duration::from_micros(import_us), received)
             }
+            // Restoring state touches memory too.
+            (SourceEvent::Message(ToSource::PageRequest { epoch, pages }), _) if self.drain().is_some() => {
+                let refused = self.drain_mut().and_then(|drain| common.request(drain, epoch, &pages).err());
+                match refused {
+                    Some(why) => common.fail_paused(common.failure(FailureCode::Protocol, why)),
+                    None => State::StopAndCopy(self),
+                }
+            }
+            // It has dropped what was announced last; it restores only after that.
+            (SourceEvent::Message(ToSource::Armed { pages }), _)
+                if self.drain().is_some_and(|drain| drain.missing == pages) =>
+            {
+                State::StopAndCopy(self)
+            }
             (
                 SourceEvent::Message(ToSource::Verified { pages, mismatches, detail }),
                 Doing::Verifying { hashes_sent: true },
@@ -141,9 +205,43 @@ impl StopAndCopy {
         }
     }
 
-    fn send_last_pages(mut self: Box<Self>, common: &mut Common, dirty: &PageSet) -> State {
+    fn harvested(mut self: Box<Self>, common: &mut Common, dirty: PageSet) -> State {
         self.marks.harvested = common.now;
-        let mut pages = std::mem::replace(&mut self.residual, common.no_pages());
+        match std::mem::replace(&mut self.rest, Rest::Residual(common.no_pages())) {
+            Rest::Announced(announced) => self.announce_rest(common, announced, dirty),
+            Rest::Residual(pages) => self.send_last_pages(common, pages, &dirty),
+            Rest::Following(_) => unreachable!("the guest is harvested once"),
+        }
+    }
+
+    /// What the guest wrote since the rest was announced is stale there as well.
+    fn announce_rest(
+        mut self: Box<Self>,
+        common: &mut Common,
+        announced: PageSet,
+        mut dirty: PageSet,
+    ) -> State {
+        announced.runs().for_each(|run| _ = dirty.remove(run));
+        let mut missing = announced;
+        missing.union(&dirty);
+        common.progress(format!("guest paused, {} pages follow it", missing.len()));
+        if !dirty.is_empty() {
+            common.announce(&dirty, missing.len());
+        }
+        common.counts().missing_pages = missing.len();
+        self.rest = Rest::Following(Box::new(Drain::new(self.n, missing)));
+        self.acked = true;
+        self.doing = Doing::Saving;
+        common.act(SourceAction::SaveState);
+        State::StopAndCopy(self)
+    }
+
+    fn send_last_pages(
+        mut self: Box<Self>,
+        common: &mut Common,
+        mut pages: PageSet,
+        dirty: &PageSet,
+    ) -> State {
         pages.union(dirty);
         common.progress(format!("guest paused, {} pages left", pages.len()));
         let channels = common.config.channels;
@@ -161,14 +259,16 @@ impl StopAndCopy {
         for section in sections {
             common.send(ToDestination::State(section));
         }
-        common.send(ToDestination::Finish { iteration: self.n, sections: count });
+        let iteration = if self.drain().is_some() { self.n - 1 } else { self.n };
+        common.send(ToDestination::Finish { iteration, sections: count });
         State::StopAndCopy(self)
     }
 
     fn on_ready(mut self: Box<Self>, common: &mut Common, import: Duration, received: u64) -> State {
         let total = common.config.identity.layout.total_pages();
-        if received != total {
-            let text = format!("the destination is ready with {received} of {total} pages");
+        let due = total - self.drain().map_or(0, |drain| drain.missing);
+        if received != due {
+            let text = format!("the destination is ready with {received} of {due} pages");
             return common.fail_paused(common.failure(FailureCode::Protocol, text));
         }
         self.marks.ready = common.now;
@@ -214,8 +314,21 @@ impl StopAndCopy {
     fn commit(mut self: Box<Self>, common: &mut Common) -> State {
         self.marks.committed = common.now;
         common.enter(MigrationState::Switchover);
-        common.decide("commit", "the destination holds all pages and the restored state");
+        let drain = match self.rest {
+            Rest::Following(drain) => Some(drain),
+            Rest::Residual(_) | Rest::Announced(_) => None,
+        };
+        common.decide(
+            "commit",
+            match drain.is_some() {
+                true => "the destination holds the restored state and knows which pages it lacks",
+                false => "the destination holds all pages and the restored state",
+            },
+        );
         common.send(ToDestination::Commit { epoch: common.config.epoch });
-        State::Switchover(Switchover { marks: self.marks, next_round: self.n + 1 })
+        if drain.is_some() {
+            common.act(SourceAction::Wake);
+        }
+        State::Switchover(Switchover { marks: self.marks, next_round: self.n + 1, drain })
     }
 }

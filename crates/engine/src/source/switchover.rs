@@ -1,7 +1,9 @@
 use migrated_wire::ToSource;
 
 use super::common::Common;
+use super::drain::Drain;
 use super::indeterminate::Indeterminate;
+use super::postcopy_active::PostcopyActive;
 use super::settling::Settling;
 use super::stop_and_copy::Marks;
 use super::{FailureCode, SourceEvent, State};
@@ -10,13 +12,24 @@ use super::{FailureCode, SourceEvent, State};
 pub(super) struct Switchover {
     pub(super) marks: Marks,
     pub(super) next_round: u32,
+    /// Pages that follow the guest, with post-copy. They are on their way as soon as the commit is: it goes
+    /// first, and what arrives before the guest runs is not faulted on.
+    pub(super) drain: Option<Box<Drain>>,
 }
 
 impl Switchover {
-    pub(super) fn on(self, common: &mut Common, event: SourceEvent) -> State {
+    pub(super) fn on(mut self, common: &mut Common, event: SourceEvent) -> State {
         match event {
             SourceEvent::Message(ToSource::Running { epoch, .. }) if epoch == common.config.epoch => {
-                Settling::begin(common, self.marks, self.next_round)
+                self.on_running(common)
+            }
+            SourceEvent::Message(ToSource::PageRequest { epoch, pages }) if self.drain.is_some() => {
+                let refused =
+                    self.drain.as_mut().and_then(|drain| common.request(drain, epoch, &pages).err());
+                match refused {
+                    Some(reason) => self.lose_link(common, &reason),
+                    None => State::Switchover(self),
+                }
             }
             SourceEvent::Message(ToSource::CommitRefused { epoch, reason })
                 if epoch == common.config.epoch =>
@@ -28,14 +41,14 @@ impl Switchover {
                 common.fail_paused(common.failure(FailureCode::DestinationFailed, reason))
             }
             SourceEvent::LinkLost(reason) | SourceEvent::PeerMisbehaved(reason) => {
-                Indeterminate::begin(common, self.marks, &reason)
+                self.lose_link(common, &reason)
             }
             SourceEvent::Message(other) => {
                 let reason = format!("unexpected answer to the commit: {other:?}");
-                Indeterminate::begin(common, self.marks, &migrated_wire::bounded_text(&reason))
+                self.lose_link(common, &migrated_wire::bounded_text(&reason))
             }
             SourceEvent::Tick => match common.watch() {
-                Some(failure) => Indeterminate::begin(common, self.marks, &failure.message),
+                Some(silence) => self.lose_link(common, &silence),
                 None => State::Switchover(self),
             },
             SourceEvent::Cancel => {
@@ -45,5 +58,23 @@ impl Switchover {
             }
             _ => State::Switchover(self),
         }
+    }
+
+    fn on_running(self, common: &mut Common) -> State {
+        if let Some(drain) = self.drain {
+            return PostcopyActive::begin(common, drain, self.marks);
+        }
+        common.record.downtime_us = self.marks.downtime(common.now);
+        common.decide(
+            "completed",
+            format!("the guest runs at {}, {:.2} ms after the call to pause", common.config.peer, {
+                common.now.saturating_sub(self.marks.called()).as_secs_f64() * 1e3
+            }),
+        );
+        Settling::begin(common, self.next_round, false)
+    }
+
+    fn lose_link(self, common: &mut Common, reason: &str) -> State {
+        Indeterminate::begin(common, self.marks, self.drain, reason)
     }
 }

@@ -22,7 +22,7 @@ pub struct GapMeter {
 impl GapMeter {
     /// The workload guest's counters, if it is the guest.
     pub fn read(&self, vm: &Vm) -> Option<WorkloadCounters> {
-        let counters = workload::read(vm.ram().memory())?;
+        let counters = vm.workload()?;
         let now = clock_of(&counters);
         let since = std::mem::replace(&mut *self.seen.lock(), now);
         let total = counters.total;
@@ -45,20 +45,25 @@ fn clock_of(counters: &workload::WorkloadCounters) -> u64 {
 
 /// The guest's clock now: what [`gap_since`] wants later.
 pub fn clock(vm: &Vm) -> Option<u64> {
-    workload::read(vm.ram().memory()).map(|counters| clock_of(&counters))
+    vm.workload().map(|counters| clock_of(&counters))
 }
 
 /// Waits until every vCPU has looked at its clock after the move, and gives the longest gap since `since`, in µs.
 pub fn gap_since(vm: &Vm, since: u64) -> Option<u64> {
-    let before = workload::read(vm.ram().memory())?;
+    // There are none at first when post-copy still has to bring the guest's counters.
+    let mut before = vm.workload();
     let deadline = Instant::now() + GAP_TIMEOUT;
     loop {
-        let now = workload::read(vm.ram().memory())?;
+        let now = vm.workload();
         let went_on = |(a, b): (&workload::VcpuCounters, &workload::VcpuCounters)| {
             b.heartbeat.wrapping_sub(a.heartbeat) >= ROUNDS
         };
-        if before.vcpus.iter().zip(&now.vcpus).all(went_on) {
-            return Some(now.gap_since(since));
+        match (&before, now) {
+            (Some(before), Some(now)) if before.vcpus.iter().zip(&now.vcpus).all(went_on) => {
+                return Some(now.gap_since(since));
+            }
+            (None, now) => before = now,
+            _ => {}
         }
         if Instant::now() >= deadline {
             return None;

@@ -13,7 +13,23 @@ use crate::rng::Rng;
 pub(super) enum Happening {
     Source(SourceEvent),
     Destination(DestinationEvent),
-    Frame(u16, Frame),
+    Frame(Channel, Frame),
+    /// Claimed pages are placed now, if their link has not broken.
+    Placed {
+        generation: u64,
+        pages: Vec<(PageRun, Vec<u64>)>,
+    },
+    /// An end notices that this generation of the link is gone.
+    Notice {
+        generation: u64,
+        end: End,
+    },
+    /// The urgent channel of the source asks for work.
+    UrgentFree,
+    /// A vCPU of the destination's guest touches a page.
+    Touch(usize),
+    /// The source's attempt to reconnect arrives.
+    Reconnect,
     /// A page channel of the source asks for work.
     ChannelFree(u16),
     GuestWrites,
@@ -21,6 +37,12 @@ pub(super) enum Happening {
     DestinationDies,
     /// The source's question about its commit arrives.
     Question,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Source,
+    Destination,
 }
 
 /// A frame of a page channel with the contents that were read for it.
@@ -36,6 +58,7 @@ pub(super) enum Channel {
     ToSource,
     ToDestination,
     Page(u16),
+    Urgent,
 }
 
 struct Entry {
@@ -60,7 +83,7 @@ impl Link {
             now: Duration::ZERO,
             agenda: BinaryHeap::new(),
             order: 0,
-            last_delivery: vec![Duration::ZERO; usize::from(channels) + 2],
+            last_delivery: vec![Duration::ZERO; usize::from(channels) + 3],
             up: true,
         }
     }
@@ -81,7 +104,8 @@ impl Link {
         let index = match channel {
             Channel::ToSource => 0,
             Channel::ToDestination => 1,
-            Channel::Page(index) => usize::from(index) + 2,
+            Channel::Urgent => 2,
+            Channel::Page(index) => usize::from(index) + 3,
         };
         let at = (self.now + delay).max(self.last_delivery[index]);
         self.last_delivery[index] = at;
@@ -102,6 +126,22 @@ impl Link {
         let Reverse(entry) = self.agenda.pop()?;
         self.now = self.now.max(entry.at);
         Some(entry.happening)
+    }
+
+    pub(super) const fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Nothing sent from now on arrives.
+    pub(super) const fn close(&mut self) {
+        self.up = false;
+    }
+
+    /// New channels: what is in flight on the old ones never arrives.
+    pub(super) fn restore(&mut self) {
+        self.agenda.retain(|Reverse(entry)| entry.channel.is_none());
+        self.last_delivery.fill(Duration::ZERO);
+        self.up = true;
     }
 
     /// Nothing sent from now on arrives, and of each channel only some first part of what is in flight.

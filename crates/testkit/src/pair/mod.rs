@@ -5,6 +5,7 @@
 //! other), and injects one [`Fault`] for each that a [`Scenario`] names. After every step it checks what must
 //! always hold: no two copies run, and a copy that starts is the copy that was paused.
 
+mod following;
 mod link;
 mod scenario;
 mod sides;
@@ -13,13 +14,14 @@ use std::time::Duration;
 
 use migrated_engine::destination::{Destination, DestinationConfig, DestinationEvent};
 use migrated_engine::source::{Source, SourceConfig, SourceEvent};
-use migrated_engine::{MigrationRecord, MigrationState, PrecopyPolicy};
-use migrated_pages::{BlockId, RamBlock, RamLayout};
+use migrated_engine::{MigrationRecord, MigrationState, policy_for};
+use migrated_pages::{BlockId, PageSet, RamBlock, RamLayout};
 use migrated_wire::{CommitOutcome, GuestIdentity, SectionName};
 
 use crate::guest::FakeGuest;
 use crate::rng::Rng;
-use link::{Happening, Link};
+use following::Following;
+use link::{End, Happening, Link};
 pub use scenario::{Fault, GuestOperation, Scenario};
 
 /// A simulated pair of hosts in a migration.
@@ -41,6 +43,13 @@ pub struct Pair {
     ever_ran_at_destination: bool,
     messages: u64,
     resumed_at_source: bool,
+    following: Following,
+    /// Which link this is.
+    generation: u64,
+    /// No link before this moment.
+    outage_until: Duration,
+    /// Since when nothing can change any more, though neither end is over.
+    stranded_since: Option<Duration>,
 }
 
 /// How a simulated migration ended.
@@ -52,6 +61,8 @@ pub struct Ending {
     pub state: MigrationState,
     /// The source's guest, if it is still the source's.
     pub source_guest: Option<FakeGuest>,
+    /// The destination's record.
+    pub destination: MigrationRecord,
     /// Whether the guest runs at the destination.
     pub runs_at_destination: bool,
     /// Whether it ever did.
@@ -59,6 +70,8 @@ pub struct Ending {
 }
 
 const EPOCH: u64 = 7;
+/// Longer than it takes an end to give up waiting for the other.
+const STRANDED: Duration = Duration::from_secs(60);
 /// Longer than every timeout of the engine together; a migration that lasts longer hangs.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -85,6 +98,7 @@ impl Pair {
         let config = SourceConfig {
             identity: identity.clone(),
             epoch: EPOCH,
+            mode: scenario.mode,
             channels: scenario.channels,
             verify: scenario.verify,
             limits: scenario.limits,
@@ -95,6 +109,7 @@ impl Pair {
             identity,
             epoch: EPOCH,
             rehearsal: Duration::from_micros(100),
+            postcopy: Ok(()),
             patience: Duration::from_secs(30),
             peer: "source".into(),
         };
@@ -110,13 +125,14 @@ impl Pair {
                 link.at(when, happening);
             }
         }
+        let nothing = PageSet::empty(guest.layout());
         Self {
             rng: Rng::new(scenario.seed),
             link,
             source: Source::new(
                 config,
                 MigrationRecord::default(),
-                Box::<PrecopyPolicy>::default(),
+                policy_for(scenario.mode),
                 Duration::ZERO,
             ),
             destination: Destination::new(destination, MigrationRecord::default(), Duration::ZERO),
@@ -128,6 +144,10 @@ impl Pair {
             ever_ran_at_destination: false,
             messages: 0,
             resumed_at_source: false,
+            following: Following::new(&nothing),
+            generation: 0,
+            outage_until: Duration::ZERO,
+            stranded_since: None,
             scenario,
         }
     }
@@ -137,20 +157,39 @@ impl Pair {
     /// # Errors
     /// The law that was broken, or that it hangs.
     pub fn run(mut self) -> Result<Ending, String> {
-        while !(self.source.outcome().is_some() && self.destination_is_over()) {
+        while !self.is_over() && !self.is_stranded() {
             self.step()?;
             if self.link.now > PATIENCE {
                 return Err(format!("hangs: {:?}, {:?}", self.source, self.destination));
             }
         }
         let now = self.link.now;
+        if self.source.state() == MigrationState::Completed && self.destination_alive {
+            self.check_destination()?;
+        }
         Ok(Ending {
+            destination: self.destination.record(now),
             state: self.source.state(),
             record: self.source.record(now),
             source_guest: self.source_guest,
             runs_at_destination: self.destination_alive && self.destination_guest.is_running(),
             ever_ran_at_destination: self.ever_ran_at_destination,
         })
+    }
+
+    /// Whether pages follow a guest over a link that never comes back.
+    fn is_stranded(&mut self) -> bool {
+        let never = !self.destination_alive || self.outage_until == Duration::MAX;
+        if !(never && self.source.state() == MigrationState::PostcopyPaused) {
+            self.stranded_since = None;
+            return false;
+        }
+        let since = *self.stranded_since.get_or_insert(self.link.now);
+        self.link.now >= since + STRANDED
+    }
+
+    fn is_over(&self) -> bool {
+        self.source.outcome().is_some() && self.destination_is_over()
     }
 
     fn destination_is_over(&self) -> bool {
@@ -204,6 +243,14 @@ impl Pair {
             Happening::Destination(_) => Ok(()),
             Happening::Frame(channel, frame) => self.receive(channel, frame),
             Happening::ChannelFree(channel) => self.pull(channel),
+            Happening::UrgentFree => self.pull_urgent(),
+            Happening::Placed { generation, pages } if self.destination_alive => {
+                self.end_placing(generation, &pages)
+            }
+            Happening::Touch(vcpu) if self.destination_alive => self.touch(vcpu),
+            Happening::Placed { .. } | Happening::Touch(_) => Ok(()),
+            Happening::Reconnect => self.reconnect(),
+            Happening::Notice { generation, end } => self.notice(generation, end),
             Happening::GuestWrites => {
                 self.guest_writes();
                 Ok(())
@@ -232,30 +279,39 @@ impl Pair {
 
     /// The copy that runs writes some pages; a copy that does not run writes none.
     fn guest_writes_now(&mut self) {
-        let guest = match &mut self.source_guest {
-            Some(guest) if guest.is_running() => guest,
-            _ => &mut self.destination_guest,
-        };
         for _ in 0..self.scenario.writes_per_tick {
             let block = BlockId(self.rng.below(2) as u16);
-            let page = self.rng.below(guest.layout().blocks()[block.index()].pages);
-            guest.write(block, page);
+            let page = self.rng.below(self.destination_guest.layout().blocks()[block.index()].pages);
+            match &mut self.source_guest {
+                Some(guest) if guest.is_running() => guest.write(block, page),
+                _ => self.write_at_destination(block, page),
+            }
         }
     }
 
     /// The link goes down: what is in flight is lost from some point on, and both ends notice some time later.
     fn cut(&mut self) {
         self.link.cut(&mut self.rng);
-        for _ in 0..2 {
-            let notice = self.notice();
-            self.link.after(notice, Happening::Source(SourceEvent::LinkLost("cut".into())));
-            let notice = self.notice();
-            self.link.after(notice, Happening::Destination(DestinationEvent::LinkLost("cut".into())));
+        self.outage_until = self.outage_until.max(self.outage());
+        for end in [End::Source, End::Destination, End::Source, End::Destination] {
+            let delay = self.notice_delay();
+            self.link.after(delay, Happening::Notice { generation: self.generation, end });
+        }
+    }
+
+    fn notice(&mut self, generation: u64, end: End) -> Result<(), String> {
+        match end {
+            _ if generation != self.generation => Ok(()),
+            End::Source => self.feed_source(SourceEvent::LinkLost("cut".into())),
+            End::Destination if self.destination_alive => {
+                self.feed_destination(DestinationEvent::LinkLost("cut".into()))
+            }
+            End::Destination => Ok(()),
         }
     }
 
     /// How long an end takes to notice a cut: at once, before what is in flight has arrived, or by a timeout.
-    fn notice(&mut self) -> Duration {
+    fn notice_delay(&mut self) -> Duration {
         let longest = if self.rng.below(2) == 0 { 1_000 } else { 6_000_000 };
         Duration::from_micros(self.rng.below(longest))
     }

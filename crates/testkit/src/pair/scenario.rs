@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use migrated_engine::Limits;
 use migrated_engine::source::SourceEvent;
+use migrated_engine::{Limits, Mode};
 use migrated_wire::VerifyWhen;
 
 use super::link::Happening;
@@ -11,6 +11,10 @@ use super::link::Happening;
 pub struct Scenario {
     /// Seed of every random choice.
     pub seed: u64,
+    /// How memory is moved.
+    pub mode: Mode,
+    /// Whether a link that was cut comes back some time.
+    pub reconnects: bool,
     /// Size of the guest in pages.
     pub pages: u64,
     /// Page channels.
@@ -53,6 +57,8 @@ pub enum Fault {
     CutAt(Duration),
     /// The link is cut when this control message (counted over both directions) is sent.
     CutAtMessage(u64),
+    /// The link is cut when this frame of pages that follow the guest (counted over all links) is sent.
+    CutAtFollowing(u64),
     /// Somebody cancels at this moment.
     CancelAt(Duration),
     /// The destination's process is killed at this moment.

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use migrated_engine::destination::{DestinationAction, DestinationEvent};
+use migrated_engine::MigrationState;
+use migrated_engine::destination::{DestinationAction, DestinationEvent, Due};
 use migrated_engine::source::{Next, Sent, SourceAction, SourceEvent};
+use migrated_pages::PageRun;
 use migrated_wire::{FrameHead, FrameKind, Section, SectionName};
 
 use super::link::{Channel, Frame, Happening};
@@ -12,7 +14,7 @@ use super::{EPOCH, Pair};
 use crate::guest::FakeGuest;
 
 impl Pair {
-    fn delay(&mut self) -> Duration {
+    pub(super) fn delay(&mut self) -> Duration {
         Duration::from_micros(20 + self.rng.below(3000))
     }
 
@@ -21,7 +23,7 @@ impl Pair {
     }
 
     /// Counts a control message and lets happen what a scenario ties to it.
-    fn count_message(&mut self) {
+    pub(super) fn count_message(&mut self) {
         self.messages += 1;
         for fault in self.scenario.faults.clone() {
             match fault {
@@ -97,6 +99,9 @@ impl Pair {
             }
             SourceAction::StopTracking => self.source_guest()?.track(false),
             SourceAction::Retire => {
+                if !self.absent().is_empty() {
+                    return Err("a guest was retired though pages are missing at the destination".into());
+                }
                 if self.source_guest.take().is_none_or(|guest| guest.is_running()) {
                     return Err("a guest was retired twice or while it ran".into());
                 }
@@ -105,11 +110,11 @@ impl Pair {
                 let delay = self.delay();
                 self.link.after(delay, Happening::Question);
             }
-            SourceAction::Wake => {
-                for channel in 0..self.scenario.channels {
-                    self.link.after(Duration::ZERO, Happening::ChannelFree(channel));
-                }
+            SourceAction::Reconnect => {
+                let delay = self.delay();
+                self.link.after(delay, Happening::Reconnect);
             }
+            SourceAction::Wake => self.wake_channels(),
             // The other end sees the channels close, after all that was sent before.
             SourceAction::HangUp => {
                 for channel in 0..self.scenario.channels {
@@ -118,6 +123,9 @@ impl Pair {
                 }
                 let closed = DestinationEvent::LinkLost("closed by the source".into());
                 self.link.send(Channel::ToDestination, Duration::ZERO, Happening::Destination(closed));
+                if self.source.state() == MigrationState::PostcopyPaused {
+                    self.link.close();
+                }
             }
         }
         Ok(None)
@@ -131,13 +139,16 @@ impl Pair {
     pub(super) fn pull(&mut self, channel: u16) -> Result<(), String> {
         let mut runs = Vec::new();
         let now = self.link.now;
+        let following =
+            matches!(self.source.state(), MigrationState::Switchover | MigrationState::PostcopyActive);
         let (iteration, kind) = match self.source.next_batch(now, channel, &mut runs) {
             Next::Pages { iteration } => (iteration, FrameKind::Pages),
             Next::Hashes { iteration } => (iteration, FrameKind::Hashes),
             Next::Marker { iteration, pages } => {
                 let frame = Frame { head: FrameHead::marker(iteration, pages), pages: Vec::new() };
                 let delay = self.delay();
-                self.link.send(Channel::Page(channel), delay, Happening::Frame(channel, frame));
+                let channel = Channel::Page(channel);
+                self.link.send(channel, delay, Happening::Frame(channel, frame));
                 self.source.marker_sent(now);
                 return self.drain_source();
             }
@@ -147,6 +158,41 @@ impl Pair {
             }
             Next::Wait | Next::Ended => return Ok(()),
         };
+        if following && kind == FrameKind::Pages {
+            self.note_sent(&runs)?;
+        }
+        self.send_frame(Channel::Page(channel), iteration, kind, &runs)?;
+        let busy = Duration::from_micros(1 + self.rng.below(500));
+        self.link.after(busy, Happening::ChannelFree(channel));
+        Ok(())
+    }
+
+    /// The urgent channel takes its next pages.
+    pub(super) fn pull_urgent(&mut self) -> Result<(), String> {
+        let mut runs = Vec::new();
+        let Next::Pages { iteration } = self.source.next_urgent(&mut runs) else { return Ok(()) };
+        self.note_sent(&runs)?;
+        self.send_frame(Channel::Urgent, iteration, FrameKind::Pages, &runs)?;
+        let busy = Duration::from_micros(1 + self.rng.below(100));
+        self.link.after(busy, Happening::UrgentFree);
+        Ok(())
+    }
+
+    pub(super) fn wake_channels(&mut self) {
+        self.link.after(Duration::ZERO, Happening::UrgentFree);
+        for channel in 0..self.scenario.channels {
+            self.link.after(Duration::ZERO, Happening::ChannelFree(channel));
+        }
+    }
+
+    fn send_frame(
+        &mut self,
+        channel: Channel,
+        iteration: u32,
+        kind: FrameKind,
+        runs: &[PageRun],
+    ) -> Result<(), String> {
+        let now = self.link.now;
         let guest = self.source_guest()?;
         let mut sent = Sent::default();
         let pages: Vec<_> = runs
@@ -168,10 +214,8 @@ impl Pair {
         }
         let head = FrameHead { kind, iteration, runs: runs.len() as u32, pages: 0 };
         let delay = self.delay();
-        self.link.send(Channel::Page(channel), delay, Happening::Frame(channel, Frame { head, pages }));
+        self.link.send(channel, delay, Happening::Frame(channel, Frame { head, pages }));
         self.source.batch_sent(now, if kind == FrameKind::Pages { sent } else { Sent::default() });
-        let busy = Duration::from_micros(1 + self.rng.below(500));
-        self.link.after(busy, Happening::ChannelFree(channel));
         Ok(())
     }
 
@@ -186,6 +230,10 @@ impl Pair {
 
     pub(super) fn feed_destination(&mut self, event: DestinationEvent) -> Result<(), String> {
         self.destination.handle(self.link.now, event);
+        self.drain_destination()
+    }
+
+    pub(super) fn drain_destination(&mut self) -> Result<(), String> {
         while let Some(action) = self.destination.poll_action() {
             if !self.destination_alive {
                 break;
@@ -205,7 +253,13 @@ impl Pair {
                 self.link.send(Channel::ToSource, delay, happening);
                 self.count_message();
             }
+            DestinationAction::Arm(missing) => {
+                self.arm(&missing);
+                return Ok(Some(DestinationEvent::Armed));
+            }
+            DestinationAction::Request => self.send_requests(),
             DestinationAction::Restore(sections) => {
+                self.touch_in_restore();
                 if self.fails(GuestOperation::Restore) {
                     return Ok(Some(DestinationEvent::GuestFailed("restore".into())));
                 }
@@ -244,6 +298,9 @@ impl Pair {
             DestinationAction::HangUp => {
                 let closed = SourceEvent::LinkLost("closed by the destination".into());
                 self.link.send(Channel::ToSource, Duration::ZERO, Happening::Source(closed));
+                if self.destination.state() == MigrationState::PostcopyPaused {
+                    self.link.close();
+                }
             }
         }
         Ok(None)
@@ -255,30 +312,50 @@ impl Pair {
             return Err("the destination runs before it recorded the commit".into());
         }
         let paused = self.paused.as_ref().ok_or("the destination runs a guest that was never paused")?;
-        if paused.contents() != self.destination_guest.contents() {
+        let whole =
+            paused.contents().iter().zip(self.destination_guest.contents()).zip(paused.layout().ids()).all(
+                |((theirs, ours), block)| {
+                    theirs
+                        .iter()
+                        .zip(ours)
+                        .zip(0..)
+                        .all(|((theirs, ours), page)| theirs == ours || self.absent().contains(block, page))
+                },
+            );
+        if !whole {
             return Err("the destination's memory is not the source's at the pause".into());
         }
         if paused.cpu_state() != self.destination_guest.cpu_state() {
             return Err("the destination's CPU is not the source's at the pause".into());
         }
+        let contents = paused.contents().to_vec();
+        self.expect(&contents);
         self.destination_guest.set_running(true);
         self.ever_ran_at_destination = true;
         Ok(())
     }
 
-    pub(super) fn receive(&mut self, channel: u16, frame: Frame) -> Result<(), String> {
+    pub(super) fn receive(&mut self, from: Channel, frame: Frame) -> Result<(), String> {
         if !self.destination_alive || self.destination.outcome().is_some() {
             return Ok(());
         }
-        if let Err(error) = self.destination.admit(channel, &frame.head) {
-            return self.feed_destination(DestinationEvent::PeerMisbehaved(error.to_string()));
-        }
-        match frame.head.kind {
-            FrameKind::Marker => {
+        let (channel, admitted) = match from {
+            Channel::Page(channel) => (channel, self.destination.admit(channel, &frame.head)),
+            _ => (0, self.destination.admit_urgent(&frame.head)),
+        };
+        let due = match admitted {
+            Ok(due) => due,
+            Err(error) => {
+                return self.feed_destination(DestinationEvent::PeerMisbehaved(error.to_string()));
+            }
+        };
+        match due {
+            Due::Following => return self.begin_placing(frame.pages),
+            Due::Marker => {
                 let FrameHead { iteration, pages, .. } = frame.head;
                 return self.feed_destination(DestinationEvent::Marker { channel, iteration, pages });
             }
-            FrameKind::Pages => {
+            Due::Pages => {
                 for (run, contents) in &frame.pages {
                     for (page, contents) in (run.first..).zip(contents) {
                         self.destination_guest.place(run.block, page, *contents);
@@ -286,7 +363,7 @@ impl Pair {
                 }
                 self.destination.placed(channel, frame.pages.iter().map(|(run, _)| *run));
             }
-            FrameKind::Hashes => self.compare(channel, &frame),
+            Due::Hashes => self.compare(channel, &frame),
         }
         Ok(())
     }

@@ -167,9 +167,21 @@ impl VcpuCounters {
 
 /// The counters of the workload guest in `memory`; `None` when no such guest runs there (yet).
 ///
-/// The guest may be writing them meanwhile: each number is whole, but two may be of different rounds.
+/// The guest may be writing them meanwhile: each number is whole, but two may be of different rounds. While
+/// post-copy brings the guest's RAM this waits for the pages; [`Vm::workload`](crate::Vm::workload) does not.
 #[must_use]
 pub fn read(memory: &GuestMemoryMmap<()>) -> Option<WorkloadCounters> {
+    read_if(memory, |_| true)
+}
+
+/// As [`read`], but `None` as well when not all pages that it would look at are there.
+pub(crate) fn read_if(
+    memory: &GuestMemoryMmap<()>,
+    is_there: impl Fn(GuestAddress) -> bool,
+) -> Option<WorkloadCounters> {
+    if !is_there(GuestAddress(COUNTERS_BASE)) {
+        return None;
+    }
     let header = |word| load(memory, COUNTERS_BASE, word);
     if header(header::MAGIC)? != MAGIC || header(header::VERSION)? != VERSION {
         return None;
@@ -177,6 +189,9 @@ pub fn read(memory: &GuestMemoryMmap<()>) -> Option<WorkloadCounters> {
     let tsc_khz = header(header::TSC_KHZ)?;
     let count = header(header::VCPUS)?;
     if tsc_khz == 0 || !(1..=MAX_VCPUS).contains(&count) {
+        return None;
+    }
+    if !(0..count).all(|index| is_there(GuestAddress(vcpu_page(index)))) {
         return None;
     }
     let vcpus = (0..count).map(|index| read_vcpu(memory, index, tsc_khz)).collect::<Option<Vec<_>>>()?;
@@ -190,6 +205,11 @@ pub fn read(memory: &GuestMemoryMmap<()>) -> Option<WorkloadCounters> {
         total: Totals::of(&vcpus),
         vcpus,
     })
+}
+
+/// Where a vCPU's counters lie.
+const fn vcpu_page(index: u64) -> u64 {
+    COUNTERS_BASE + (1 + index) * PAGE_SIZE
 }
 
 impl Totals {
@@ -217,7 +237,7 @@ fn load(memory: &GuestMemoryMmap<()>, page: u64, word: u64) -> Option<u64> {
 }
 
 fn read_vcpu(memory: &GuestMemoryMmap<()>, index: u64, tsc_khz: u64) -> Option<VcpuCounters> {
-    let at = |word| load(memory, COUNTERS_BASE + (1 + index) * PAGE_SIZE, word);
+    let at = |word| load(memory, vcpu_page(index), word);
     let us = |ticks: u64| (u128::from(ticks) * 1000 / u128::from(tsc_khz)) as u64;
     let status = match at(vcpu::STATUS)? {
         status::FILLING => VcpuStatus::Filling,

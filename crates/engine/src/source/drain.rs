@@ -1,0 +1,215 @@
+use std::collections::VecDeque;
+
+use migrated_pages::{BlockId, PageRun, PageSet, RamLayout};
+use migrated_wire::MAX_OUTSTANDING;
+
+use super::prefetch::{Prefetch, Window};
+use crate::record::Postcopy;
+
+/// Pages in a batch of the background push: 256 KiB, so that a page which is asked for while a batch that
+/// holds it is being sent does not wait long.
+const PUSH_PAGES: u64 = 64;
+/// Pages in a frame of the urgent channel.
+const URGENT_PAGES: u64 = 16;
+/// Windows kept for sending ahead; an older one is left to the background push.
+const WINDOWS: usize = 8;
+
+/// The pages that follow a guest which runs at the destination already, and who gets which of them next.
+///
+/// A page is handed out once on a link: to the urgent channel when it was asked for, or lies where the next
+/// fault is expected, else to any page channel. The push starts just behind the last fault and wraps around:
+/// what lies there is what the guest is likely to touch next. A request for a page that was handed out already
+/// needs no answer: the page is on its way. When the link was lost, what counts is the destination's received
+/// map, see [`Drain::restart`].
+#[derive(Debug)]
+pub(super) struct Drain {
+    /// The iteration that this link's frames carry.
+    pub(super) iteration: u32,
+    /// Pages missing at the switch.
+    pub(super) missing: u64,
+    /// Whether the destination's summary has come.
+    pub(super) summary: bool,
+    /// Payload bytes sent.
+    pub(super) bytes: u64,
+    /// Not handed out on this link.
+    pending: PageSet,
+    cursor: (BlockId, u64),
+    /// Asked for and not handed out; not in `pending`.
+    urgent: VecDeque<(BlockId, u64)>,
+    /// The one of the last fault is at the back.
+    windows: VecDeque<Window>,
+    prefetch: Prefetch,
+}
+
+impl Drain {
+    pub(super) const fn new(iteration: u32, missing: PageSet) -> Self {
+        Self {
+            iteration,
+            missing: missing.len(),
+            summary: false,
+            bytes: 0,
+            pending: missing,
+            cursor: (BlockId(0), 0),
+            urgent: VecDeque::new(),
+            windows: VecDeque::new(),
+            prefetch: Prefetch::new(),
+        }
+    }
+
+    /// Pages not handed out yet.
+    pub(super) fn remaining(&self) -> u64 {
+        self.pending.len() + self.urgent.len() as u64
+    }
+
+    /// Takes in a request; says why it is none that a destination makes.
+    pub(super) fn request(
+        &mut self,
+        pages: &[PageRun],
+        layout: &RamLayout,
+        counts: &mut Postcopy,
+    ) -> Result<(), String> {
+        let mut asked = 0u64;
+        for run in pages {
+            if !layout.contains(*run) {
+                return Err(format!("it asks for {run:?}, which is outside of guest RAM"));
+            }
+            asked = asked.saturating_add(run.count);
+        }
+        if asked > MAX_OUTSTANDING as u64 || asked + self.urgent.len() as u64 > MAX_OUTSTANDING as u64 {
+            return Err(format!("it asks for more than {MAX_OUTSTANDING} pages at a time"));
+        }
+        for run in pages {
+            (run.first..run.first + run.count).for_each(|page| self.request_page(run.block, page, counts));
+        }
+        Ok(())
+    }
+
+    fn request_page(&mut self, block: BlockId, page: u64, counts: &mut Postcopy) {
+        counts.faults += 1;
+        if self.pending.remove(PageRun { block, first: page, count: 1 }) == 1 {
+            self.urgent.push_back((block, page));
+        } else {
+            counts.requests_duplicate += 1;
+        }
+        let window = self.prefetch.on_fault(block, page);
+        self.cursor = (window.block(), window.end());
+        if self.windows.len() == WINDOWS {
+            self.windows.pop_front();
+        }
+        self.windows.push_back(window);
+    }
+
+    /// Work for the urgent channel: what was asked for, then what probably will be.
+    pub(super) fn take_urgent(&mut self, counts: &mut Postcopy, out: &mut Vec<PageRun>) -> bool {
+        let asked = self.urgent.len().min(URGENT_PAGES as usize);
+        if asked > 0 {
+            self.urgent.drain(..asked).for_each(|(block, page)| append_page(out, block, page));
+            counts.pages_fault += asked as u64;
+            return true;
+        }
+        while let Some(window) = self.windows.back_mut() {
+            let ahead = window.take(&mut self.pending, URGENT_PAGES, out);
+            if window.is_empty() {
+                self.windows.pop_back();
+            }
+            if ahead > 0 {
+                counts.pages_prefetch += ahead;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Work for a page channel.
+    pub(super) fn take_push(&mut self, counts: &mut Postcopy, out: &mut Vec<PageRun>) -> bool {
+        let mut left = PUSH_PAGES;
+        while left > 0 {
+            let ahead = self.pending.next_run(self.cursor.0, self.cursor.1, left);
+            let Some(run) = ahead.or_else(|| self.pending.next_run(BlockId(0), 0, left)) else { break };
+            self.pending.remove(run);
+            self.cursor = (run.block, run.first + run.count);
+            left -= run.count;
+            out.push(run);
+        }
+        counts.pages_push += PUSH_PAGES - left;
+        left < PUSH_PAGES
+    }
+
+    /// Begins again on a new link with everything that the destination does not have.
+    pub(super) fn restart(&mut self, received: &PageSet, layout: &RamLayout) {
+        let mut pending = PageSet::full(layout);
+        for run in received.runs() {
+            pending.remove(run);
+        }
+        self.pending = pending;
+        self.urgent.clear();
+        self.windows.clear();
+    }
+}
+
+/// Appends a page, to the last run if it follows it.
+pub(super) fn append_page(out: &mut Vec<PageRun>, block: BlockId, page: u64) {
+    match out.last_mut() {
+        Some(run) if run.block == block && run.end() == Some(page) => run.count += 1,
+        _ => out.push(PageRun { block, first: page, count: 1 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use migrated_pages::RamBlock;
+
+    fn layout() -> RamLayout {
+        let block = |name: &str, base, pages| RamBlock { name: name.into(), guest_base: base, pages };
+        RamLayout::new(vec![block("a", 0, 100), block("b", 1 << 32, 10_000)]).unwrap()
+    }
+
+    fn run(block: u16, first: u64, count: u64) -> PageRun {
+        PageRun { block: BlockId(block), first, count }
+    }
+
+    #[test]
+    fn a_page_is_handed_out_once_and_the_push_goes_on_behind_the_last_fault_and_wraps() {
+        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout())), Postcopy::default());
+        let mut seen = PageSet::empty(&layout());
+        let mut take = |runs: &mut Vec<PageRun>| {
+            let first = runs.first().copied();
+            for run in runs.drain(..) {
+                assert_eq!(seen.insert(run), run.count, "{run:?} again");
+            }
+            first
+        };
+        let mut out = Vec::new();
+        assert!(!drain.take_urgent(&mut counts, &mut out));
+        assert!(drain.take_push(&mut counts, &mut out));
+        assert_eq!(take(&mut out), Some(run(0, 0, 64)));
+        // Two vCPUs fault, one of them on what is on its way.
+        drain.request(&[run(1, 5000, 1), run(0, 3, 1), run(1, 5000, 1)], &layout(), &mut counts).unwrap();
+        assert_eq!((counts.faults, counts.requests_duplicate), (3, 2));
+        drain.request(&[run(1, 9990, 1)], &layout(), &mut counts).unwrap();
+        assert!(drain.take_urgent(&mut counts, &mut out));
+        assert_eq!(out, [run(1, 5000, 1), run(1, 9990, 1)]);
+        take(&mut out);
+        assert!(drain.take_push(&mut counts, &mut out));
+        let pushed = take(&mut out).unwrap();
+        assert!(pushed.block == BlockId(1) && (9991..10_000).contains(&pushed.first), "{pushed:?}");
+        while drain.take_urgent(&mut counts, &mut out) || drain.take_push(&mut counts, &mut out) {
+            take(&mut out);
+        }
+        assert_eq!(drain.remaining(), 0);
+        assert_eq!(counts.pages_push + counts.pages_fault + counts.pages_prefetch, 10_100);
+        assert_eq!(seen.len(), 10_100);
+    }
+
+    #[test]
+    fn a_flood_of_requests_and_pages_outside_of_ram_are_refused() {
+        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout())), Postcopy::default());
+        assert!(drain.request(&[run(1, 9_999, 2)], &layout(), &mut counts).is_err());
+        assert!(drain.request(&[run(2, 0, 1)], &layout(), &mut counts).is_err());
+        assert!(drain.request(&[run(1, 0, 5000)], &layout(), &mut counts).is_err());
+        assert!(drain.request(&[run(1, 0, 4000)], &layout(), &mut counts).is_ok());
+        assert!(drain.request(&[run(1, 4000, 100)], &layout(), &mut counts).is_err());
+        assert_eq!(drain.remaining(), 10_100, "nothing was lost");
+    }
+}
