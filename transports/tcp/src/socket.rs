@@ -74,6 +74,17 @@ pub(crate) fn set_options(socket: &TcpStream) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(DEAD_AFTER))
 }
 
+/// Unsent bytes that an urgent channel's socket takes (`TCP_NOTSENT_LOWAT`): four pages. What waits in front of a
+/// page that somebody waits for is then chosen by the sender as late as can be, however large the window is.
+const URGENT_UNSENT: u32 = 16 << 10;
+
+/// The options of a socket that carries urgent pages, beside [`set_options`].
+pub(crate) fn set_urgent(socket: &TcpStream) -> Result<(), TransportError> {
+    SockRef::from(socket)
+        .set_tcp_notsent_lowat(URGENT_UNSENT)
+        .map_err(|source| TransportError::Local { what: "can't set TCP_NOTSENT_LOWAT".to_owned(), source })
+}
+
 /// Ends all waits on the socket. It keeps no descriptor open: a channel that was dropped is closed,
 /// whoever still holds its hangup.
 pub(crate) fn hangup(socket: &Arc<TcpStream>) -> Hangup {

@@ -8,7 +8,7 @@ use migrated_transport::{
     Caller, Capabilities, DataSender, Door, Endpoint, Listener, OpenedControl, Stream, StreamListener,
     Transport, TransportError, open_control, open_data,
 };
-use migrated_wire::{Hello, MigrationId};
+use migrated_wire::{ChannelRole, Hello, MigrationId};
 use rustix::net::Shutdown;
 
 use crate::tls::{self, TlsConfig};
@@ -39,8 +39,11 @@ impl TcpTransport {
         Self { security: Security::Tls(config) }
     }
 
-    fn dial(&self, peer: &Endpoint, deadline: Instant) -> Result<Stream, TransportError> {
+    fn dial(&self, peer: &Endpoint, role: ChannelRole, deadline: Instant) -> Result<Stream, TransportError> {
         let socket = socket::connect(peer, deadline)?;
+        if role == ChannelRole::Urgent {
+            socket::set_urgent(&socket)?;
+        }
         match &self.security {
             Security::Plain => Ok(plain::stream(socket, peer.to_string())),
             Security::Tls(config) => tls::connect(config, socket, peer, deadline),
@@ -83,7 +86,7 @@ impl Transport for TcpTransport {
         hello: &Hello,
         deadline: Instant,
     ) -> Result<OpenedControl, TransportError> {
-        open_control(self.dial(peer, deadline)?, hello, deadline)
+        open_control(self.dial(peer, hello.role, deadline)?, hello, deadline)
     }
 
     fn connect_data(
@@ -92,7 +95,7 @@ impl Transport for TcpTransport {
         hello: &Hello,
         deadline: Instant,
     ) -> Result<Box<dyn DataSender>, TransportError> {
-        open_data(self.dial(peer, deadline)?, hello, deadline)
+        open_data(self.dial(peer, hello.role, deadline)?, hello, deadline)
     }
 
     fn listen(

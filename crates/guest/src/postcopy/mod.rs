@@ -108,6 +108,20 @@ impl PostcopyRam {
         PreparedPostcopy::new(ram)
     }
 
+    /// As [`PreparedPostcopy::arm`], of more pages: those that the guest wrote while its source waited for that.
+    /// Only before the guest runs.
+    ///
+    /// # Errors
+    /// [`PostcopyError::Kernel`]; old contents may then be seen, so the guest must never run.
+    ///
+    /// # Panics
+    /// When a page is missing already.
+    pub fn arm_more(&self, stale: &PageSet) -> Result<(), PostcopyError> {
+        // In this order: who touches a page that was just taken out must find it missing.
+        self.missing().add(stale);
+        prepare::take_out(self.armed.ram(), stale)
+    }
+
     /// The pages that have not come yet.
     #[must_use]
     pub fn missing(&self) -> &MissingPages {

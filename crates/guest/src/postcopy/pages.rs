@@ -34,6 +34,19 @@ impl MissingPages {
         Self { shared: Arc::new(Shared { blocks, count: AtomicU64::new(stale.len()) }) }
     }
 
+    /// More pages are missing, none of which were.
+    pub(super) fn add(&self, stale: &PageSet) {
+        self.shared.count.fetch_add(stale.len(), Ordering::AcqRel);
+        for run in stale.runs() {
+            let block = &self.shared.blocks[run.block.index()];
+            for (index, mask) in words(run) {
+                let were = block.missing[index].fetch_or(mask, Ordering::AcqRel);
+                assert_eq!(were & mask, 0, "pages of {run:?} were missing already");
+                block.free[index].fetch_or(mask, Ordering::AcqRel);
+            }
+        }
+    }
+
     /// How many pages are missing.
     #[must_use]
     pub fn count(&self) -> u64 {

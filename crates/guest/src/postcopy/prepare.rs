@@ -99,7 +99,7 @@ impl PreparedPostcopy {
 }
 
 /// Takes pages out of the guest's mapping. The file keeps them.
-fn take_out(ram: &GuestRam, pages: &PageSet) -> Result<(), PostcopyError> {
+pub(super) fn take_out(ram: &GuestRam, pages: &PageSet) -> Result<(), PostcopyError> {
     pages.runs().try_for_each(|run| {
         let (offset, length) = bytes(run);
         advise(ram.mapping(run.block), offset, length, MemoryAdvice::DontNeed)

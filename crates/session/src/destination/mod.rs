@@ -1,26 +1,35 @@
 //! The destination's session.
 
 mod acceptor;
+mod faults;
+mod following;
+mod hands;
 mod hashes;
+mod link;
 mod pages;
 mod reader;
+mod restoring;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use migrated_engine::destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
 use migrated_engine::{Failure, MigrationRecord, MigrationState};
-use migrated_guest::{GuestRam, IncomingGuest, SectionId, StateSection};
-use migrated_transport::{ControlSender, Hangup, Listener};
-use migrated_wire::{CommitOutcome, MigrationId, Section, ToDestination, ToSource, Token, encode_message};
+use migrated_guest::{GuestRam, IncomingGuest};
+use migrated_transport::Listener;
+use migrated_wire::{CommitOutcome, MigrationId, PostcopyUse, ToDestination, Token};
 use parking_lot::Mutex;
 
 use crate::Clock;
-use crate::traffic::{Odometer, Traffic};
+use crate::traffic::Traffic;
+use faults::Following;
+use hands::Hands;
 use hashes::PageHashes;
+use link::{Link, NewLink};
+use restoring::Restoring;
 
 /// The session's thread looks up this often from an engine that has no timer.
 const IDLE: Duration = Duration::from_secs(60);
@@ -83,26 +92,50 @@ pub struct DestinationRemote {
     inbox: Sender<Happening>,
 }
 
-/// The engine and what its threads share.
+/// The engine and what its threads share. The engine's lock is never held while somebody waits for the kernel
+/// or a socket.
 struct Shared {
     engine: Mutex<Destination>,
     clock: Clock,
     traffic: Traffic,
     hashes: PageHashes,
     ram: GuestRam,
-    hangups: Mutex<Vec<Hangup>>,
+    /// The second mapping of RAM, once the source said that pages may follow the guest.
+    staging: OnceLock<GuestRam>,
+    /// RAM that is armed, once there are missing pages.
+    following: OnceLock<Following>,
+    restoring: Restoring,
+    link: Link,
+}
+
+impl Shared {
+    /// Where pages are placed and read that nobody waits for.
+    fn placing(&self) -> &GuestRam {
+        self.staging.get().unwrap_or(&self.ram)
+    }
 }
 
 /// What the session's thread waits for.
 enum Happening {
     Event(DestinationEvent),
-    /// The source's control channel.
-    Control(Box<dyn ControlSender>),
+    /// What a channel reports, of the link with this number.
+    OfLink {
+        link: u64,
+        event: DestinationEvent,
+    },
+    /// The source has opened all channels anew.
+    NewLink(Box<NewLink>),
     /// Somebody asks what became of a commit and waits for the answer.
     Asked {
         epoch: u64,
         answer: Sender<Option<CommitOutcome>>,
     },
+}
+
+/// Whether the guest runs here while pages follow it, so that a source which lost its link may come back.
+const fn is_draining(state: MigrationState) -> bool {
+    use MigrationState as S;
+    matches!(state, S::PostcopyActive | S::PostcopyPaused | S::Recovering)
 }
 
 impl DestinationRemote {
@@ -135,9 +168,13 @@ impl DestinationRemote {
         {
             return outcome;
         }
-        let engine = self.shared.engine.lock();
-        let outcome = if engine.is_committed() { CommitOutcome::Committed } else { CommitOutcome::NeverRan };
-        (engine.epoch() == epoch).then_some(outcome)
+        // The session is over: nobody else looks at actions any more.
+        let mut engine = self.shared.engine.lock();
+        engine.handle(self.shared.clock.now(), DestinationEvent::Resolve { epoch });
+        std::iter::from_fn(|| engine.poll_action()).find_map(|action| match action {
+            DestinationAction::Answer(outcome) => Some(outcome),
+            _ => None,
+        })?
     }
 }
 
@@ -174,7 +211,10 @@ pub fn receive(request: DestinationRequest, ram: &GuestRam) -> (DestinationSessi
         traffic: Traffic::default(),
         hashes: PageHashes::new(ram.layout()),
         ram: ram.clone(),
-        hangups: Mutex::new(Vec::new()),
+        staging: OnceLock::new(),
+        following: OnceLock::new(),
+        restoring: Restoring::default(),
+        link: Link::default(),
     });
     let (sender, inbox) = channel();
     let remote = DestinationRemote { shared, inbox: sender };
@@ -213,30 +253,21 @@ impl DestinationSession {
             self.token,
             self.max_channels,
         );
-        let mut hands = Hands {
-            guest: Some(guest),
-            running: Some(running),
-            control: None,
-            asker: None,
-            committed_at: None,
-        };
+        let mut hands = Hands::new(guest, running);
         loop {
             self.act(&mut hands);
             changed();
             match self.next(&shared) {
-                Some(Happening::Event(event)) => {
-                    if matches!(event, DestinationEvent::Message(ToDestination::Commit { .. })) {
-                        hands.committed_at = Some(Instant::now());
+                Some(Happening::Event(event)) => self.feed(&mut hands, event),
+                Some(Happening::OfLink { link, event }) => {
+                    if NewLink::is_current(&shared, link) {
+                        self.feed(&mut hands, event);
                     }
-                    shared.engine.lock().handle(shared.clock.now(), event);
                 }
-                Some(Happening::Control(sender)) => {
-                    hands.control = Some((sender, Odometer::default()));
-                    shared.engine.lock().handle(shared.clock.now(), DestinationEvent::Connected);
-                }
+                Some(Happening::NewLink(link)) => link.replace(&shared, &self.remote.inbox),
                 Some(Happening::Asked { epoch, answer }) => {
                     hands.asker = Some(answer);
-                    shared.engine.lock().handle(shared.clock.now(), DestinationEvent::Resolve { epoch });
+                    self.feed(&mut hands, DestinationEvent::Resolve { epoch });
                 }
                 None => break,
             }
@@ -247,6 +278,26 @@ impl DestinationSession {
             Some(Err(failure)) => DestinationEnd::NeverRan(failure.clone()),
             _ => DestinationEnd::Runs,
         }
+    }
+
+    fn feed<I: IncomingGuest, R: FnOnce(I::Running)>(
+        &self,
+        hands: &mut Hands<I, R>,
+        event: DestinationEvent,
+    ) {
+        let shared = &self.remote.shared;
+        match &event {
+            DestinationEvent::Message(ToDestination::Commit { .. }) => {
+                hands.committed_at = Some(Instant::now());
+            }
+            DestinationEvent::Message(ToDestination::Preflight { postcopy, .. })
+                if *postcopy != PostcopyUse::Never =>
+            {
+                hands.prepare(shared);
+            }
+            _ => {}
+        }
+        shared.engine.lock().handle(shared.clock.now(), event);
     }
 
     /// The next thing that happens; `None` when the session is over and has nobody to answer any more.
@@ -275,15 +326,20 @@ impl DestinationSession {
         let shared = self.remote.shared.clone();
         loop {
             let Some(action) = shared.engine.lock().poll_action() else { break };
+            // The source may free its copy when it is told that nothing is missing: that must be true by then.
+            hands.let_go_when_complete(&shared);
             let answer = match action {
                 DestinationAction::Send(message) => {
-                    if let Err(reason) = hands.send(&message, &shared.traffic) {
-                        // As at the source: the reader notices, behind what the peer had said.
-                        tracing::debug!("a message was not sent: {reason}");
-                    }
+                    shared.link.send(&message, &shared.traffic);
                     None
                 }
-                DestinationAction::Restore(sections) => Some(hands.restore(sections)),
+                DestinationAction::Arm(stale) => Some(hands.arm(&shared, &stale)),
+                DestinationAction::Request => {
+                    let request = shared.engine.lock().take_request();
+                    shared.send_requests(request);
+                    None
+                }
+                DestinationAction::Restore(sections) => Some(hands.restore(&shared, sections)),
                 DestinationAction::RecordCommit(epoch) => Some(match self.epochs.record_commit(epoch) {
                     Ok(()) => DestinationEvent::CommitRecorded,
                     Err(error) => DestinationEvent::CommitNotRecorded(error.to_string()),
@@ -296,7 +352,7 @@ impl DestinationSession {
                 }
                 DestinationAction::Start => Some(hands.start()),
                 DestinationAction::Destroy => {
-                    hands.guest = None;
+                    hands.destroy(&shared);
                     None
                 }
                 DestinationAction::Observe => {
@@ -311,7 +367,7 @@ impl DestinationSession {
                     None
                 }
                 DestinationAction::HangUp => {
-                    shared.hangups.lock().drain(..).for_each(|hangup| hangup.hang_up());
+                    shared.link.hang_up();
                     None
                 }
             };
@@ -332,55 +388,4 @@ impl DestinationSession {
             let _ = inbox.send(Happening::Event(DestinationEvent::Observed { wire_received, guest_gap_us }));
         });
     }
-}
-
-/// What the session's thread holds while it carries out actions.
-struct Hands<I: IncomingGuest, R> {
-    guest: Option<I>,
-    running: Option<R>,
-    control: Option<(Box<dyn ControlSender>, Odometer)>,
-    asker: Option<Sender<Option<CommitOutcome>>>,
-    committed_at: Option<Instant>,
-}
-
-impl<I: IncomingGuest, R: FnOnce(I::Running)> Hands<I, R> {
-    fn send(&mut self, message: &ToSource, traffic: &Traffic) -> Result<(), String> {
-        let Some((sender, odometer)) = &mut self.control else { return Ok(()) };
-        let sent = sender.send(&encode_message(message)).map_err(|error| error.to_string());
-        traffic.add_sent(odometer.advance(sender.bytes_sent()));
-        sent
-    }
-
-    fn restore(&mut self, sections: Vec<Section>) -> DestinationEvent {
-        let Some(guest) = &mut self.guest else {
-            return DestinationEvent::GuestFailed("the incoming guest is gone".into());
-        };
-        let began = Instant::now();
-        match guest.restore(sections.into_iter().map(from_wire).collect()) {
-            Ok(()) => DestinationEvent::Restored(began.elapsed()),
-            Err(error) => DestinationEvent::GuestFailed(error.to_string()),
-        }
-    }
-
-    fn start(&mut self) -> DestinationEvent {
-        let Some(guest) = self.guest.take() else {
-            return DestinationEvent::GuestFailed("the incoming guest is gone".into());
-        };
-        match guest.start() {
-            Ok((guest, first_run)) => {
-                if let Some(running) = self.running.take() {
-                    running(guest);
-                }
-                let since = self.committed_at.unwrap_or(first_run.at);
-                DestinationEvent::Started(first_run.at.saturating_duration_since(since))
-            }
-            Err(error) => DestinationEvent::GuestFailed(error.to_string()),
-        }
-    }
-}
-
-fn from_wire(section: Section) -> StateSection {
-    let Section { name, data } = section;
-    let id = SectionId { kind: name.kind, instance: name.instance, version: name.version };
-    StateSection { id, data: data.into() }
 }

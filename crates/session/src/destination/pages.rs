@@ -1,68 +1,74 @@
 //! The page channels' threads at the destination: from frames on the wire to pages in place.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::thread;
 
-use migrated_engine::destination::DestinationEvent;
+use migrated_engine::destination::{DestinationEvent, Due};
 use migrated_pages::PageRun;
 use migrated_transport::DataReceiver;
 use migrated_wire::{
-    FRAME_HEAD_LEN, FrameHead, FrameKind, FrameRun, MAX_HASH_PAGES, MAX_RUNS, PageClass, RUN_LEN, VerifyWhen,
+    FRAME_HEAD_LEN, FrameHead, FrameRun, MAX_HASH_PAGES, MAX_RUNS, PageClass, RUN_LEN, VerifyWhen,
     decode_table,
 };
 
-use super::{Happening, Shared};
+use super::Shared;
+use super::link::LinkEvents;
 use crate::error::ChannelFault;
 use crate::traffic::Odometer;
 
+/// Which pages a channel brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lane {
+    /// Any, in bulk.
+    Page(u16),
+    /// Those that somebody waits for.
+    Urgent,
+}
+
 /// Starts the thread of a page channel. It ends with its channel.
-pub(super) fn start(
-    shared: &Arc<Shared>,
-    inbox: &Sender<Happening>,
-    channel: u16,
-    receiver: Box<dyn DataReceiver>,
-) {
-    let (shared, inbox) = (shared.clone(), inbox.clone());
+pub(super) fn start(shared: &Arc<Shared>, events: LinkEvents, lane: Lane, receiver: Box<dyn DataReceiver>) {
     let mut thread = PageThread {
-        channel,
+        lane,
         receiver,
-        shared,
+        shared: shared.clone(),
+        events,
         table: vec![0; MAX_RUNS * RUN_LEN].into_boxed_slice(),
         runs: Vec::new(),
         hashes: Vec::new(),
         odometer: Odometer::default(),
     };
     thread::spawn(move || {
-        let event = match thread.run(&inbox) {
+        let event = match thread.run() {
             ChannelFault::Lost(reason) => DestinationEvent::PagesLost(reason),
             ChannelFault::Misbehaved(what) => DestinationEvent::PeerMisbehaved(what),
         };
+        thread.shared.restoring.link_ended();
         // The session may have ended, which is why the channel did.
-        let _ = inbox.send(Happening::Event(event));
+        thread.events.send(event);
     });
 }
 
-struct PageThread {
-    channel: u16,
-    receiver: Box<dyn DataReceiver>,
-    shared: Arc<Shared>,
+pub(super) struct PageThread {
+    lane: Lane,
+    pub(super) receiver: Box<dyn DataReceiver>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) events: LinkEvents,
     /// Space for the longest table, so that a frame allocates nothing.
     table: Box<[u8]>,
-    runs: Vec<FrameRun>,
-    hashes: Vec<u64>,
+    pub(super) runs: Vec<FrameRun>,
+    pub(super) hashes: Vec<u64>,
     odometer: Odometer,
 }
 
 impl PageThread {
-    fn run(&mut self, inbox: &Sender<Happening>) -> ChannelFault {
+    fn run(&mut self) -> ChannelFault {
         loop {
             let received = self.frame();
             self.shared.traffic.add_received(self.odometer.advance(self.receiver.bytes_received()));
             match received {
                 Ok(None) => {}
                 Ok(Some(marker)) => {
-                    if inbox.send(Happening::Event(marker)).is_err() {
+                    if !self.events.send(marker) {
                         return ChannelFault::Lost("the session is over".into());
                     }
                 }
@@ -77,24 +83,31 @@ impl PageThread {
         let mut head = [0; FRAME_HEAD_LEN];
         self.receiver.read_exact(&mut head)?;
         let head = FrameHead::decode(&head)?;
-        self.shared.engine.lock().admit(self.channel, &head)?;
+        let (channel, due) = {
+            let engine = self.events.engine(&self.shared)?;
+            match self.lane {
+                Lane::Page(channel) => (channel, engine.admit(channel, &head)?),
+                Lane::Urgent => (0, engine.admit_urgent(&head)?),
+            }
+        };
         let table = &mut self.table[..head.table_len()];
         self.receiver.read_exact(table)?;
         let payload = decode_table(&head, table, self.shared.ram.layout(), &mut self.runs)?;
-        match head.kind {
-            FrameKind::Marker => {
+        match due {
+            Due::Marker => {
                 let FrameHead { iteration, pages, .. } = head;
-                return Ok(Some(DestinationEvent::Marker { channel: self.channel, iteration, pages }));
+                return Ok(Some(DestinationEvent::Marker { channel, iteration, pages }));
             }
-            FrameKind::Pages => self.place()?,
-            FrameKind::Hashes => self.compare(payload)?,
+            Due::Pages => self.place(channel)?,
+            Due::Following => self.follow()?,
+            Due::Hashes => self.compare(channel, payload)?,
         }
         Ok(None)
     }
 
     /// Reads the payload straight into guest RAM, which nobody runs on yet.
-    fn place(&mut self) -> Result<(), ChannelFault> {
-        let ram = self.shared.ram.clone();
+    fn place(&mut self, channel: u16) -> Result<(), ChannelFault> {
+        let ram = self.shared.placing().clone();
         let of = |class| self.runs.iter().filter(move |run| run.class == class).map(|run| run.pages);
         let slices: Vec<_> = of(PageClass::Data).map(|run| ram.slice(run)).collect();
         if !slices.is_empty() {
@@ -114,7 +127,7 @@ impl PageThread {
             }
             engine = self.shared.engine.lock();
         }
-        engine.placed(self.channel, self.runs.iter().map(|run| run.pages));
+        engine.placed(channel, self.runs.iter().map(|run| run.pages));
         Ok(())
     }
 
@@ -132,10 +145,10 @@ impl PageThread {
             .collect()
     }
 
-    fn compare(&mut self, payload: usize) -> Result<(), ChannelFault> {
+    fn compare(&mut self, channel: u16, payload: usize) -> Result<(), ChannelFault> {
         let mut bytes = vec![0; payload.min(MAX_HASH_PAGES as usize * size_of::<u64>())];
         self.receiver.read_exact(&mut bytes)?;
-        let ram = self.shared.ram.clone();
+        let ram = self.shared.placing().clone();
         self.hashes.clear();
         let placed = self.shared.engine.lock().verify() == VerifyWhen::After;
         for run in &self.runs {
@@ -157,7 +170,7 @@ impl PageThread {
                 detail.get_or_insert_with(|| format!("page {page} of RAM block {}", block.0));
             }
         }
-        self.shared.engine.lock().compared(self.channel, count, mismatches, detail);
+        self.shared.engine.lock().compared(channel, count, mismatches, detail);
         Ok(())
     }
 }

@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
@@ -7,7 +6,8 @@ use migrated_engine::destination::DestinationEvent;
 use migrated_transport::{ControlReceiver, TransportError};
 use migrated_wire::{MAX_MESSAGE, ToDestination, decode_message};
 
-use super::{Happening, Shared};
+use super::Shared;
+use super::link::LinkEvents;
 use crate::error::ChannelFault;
 use crate::traffic::Odometer;
 
@@ -15,19 +15,20 @@ use crate::traffic::Odometer;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts the thread that turns the source's messages into events.
-pub(super) fn start(shared: &Arc<Shared>, inbox: &Sender<Happening>, mut receiver: Box<dyn ControlReceiver>) {
-    let (shared, inbox) = (shared.clone(), inbox.clone());
+pub(super) fn start(shared: &Arc<Shared>, events: LinkEvents, mut receiver: Box<dyn ControlReceiver>) {
+    let shared = shared.clone();
     thread::spawn(move || {
-        let event = match read(receiver.as_mut(), &shared, &inbox) {
+        let event = match read(receiver.as_mut(), &shared, &events) {
             ChannelFault::Lost(reason) => DestinationEvent::LinkLost(reason),
             ChannelFault::Misbehaved(what) => DestinationEvent::PeerMisbehaved(what),
         };
+        shared.restoring.link_ended();
         // The session may have ended, which is why the channel did.
-        let _ = inbox.send(Happening::Event(event));
+        events.send(event);
     });
 }
 
-fn read(receiver: &mut dyn ControlReceiver, shared: &Shared, inbox: &Sender<Happening>) -> ChannelFault {
+fn read(receiver: &mut dyn ControlReceiver, shared: &Shared, events: &LinkEvents) -> ChannelFault {
     let mut odometer = Odometer::default();
     loop {
         let message = match receiver.recv(MAX_MESSAGE, PATIENCE) {
@@ -38,7 +39,7 @@ fn read(receiver: &mut dyn ControlReceiver, shared: &Shared, inbox: &Sender<Happ
         shared.traffic.add_received(odometer.advance(receiver.bytes_received()));
         match message {
             Ok(message) => {
-                if inbox.send(Happening::Event(DestinationEvent::Message(message))).is_err() {
+                if !events.send(DestinationEvent::Message(message)) {
                     return ChannelFault::Lost("the session is over".into());
                 }
             }

@@ -1,9 +1,11 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use migrated_engine::MigrationState;
 use migrated_engine::source::SourceEvent;
+use migrated_guest::GuestRam;
 use migrated_transport::{
     ControlReceiver, ControlSender, DataSender, Endpoint, Hangup, Transport, TransportError,
 };
@@ -11,73 +13,98 @@ use migrated_wire::{
     ChannelRole, CommitOutcome, Hello, MAX_MESSAGE, ToDestination, ToSource, decode_message, encode_message,
 };
 
-use super::Shared;
+use super::pages::{self, Lane};
+use super::{Happening, Shared};
 use crate::error::ChannelFault;
 use crate::traffic::{Odometer, Traffic};
 
+/// How long opening all channels may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The reader looks up from a silent channel this often, only to notice that the session is over.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a question about a commit may take on one connection.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The source's channels.
+/// Which channels a migration has besides the control channel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lanes {
+    pub(super) pages: u16,
+    pub(super) urgent: bool,
+}
+
+/// Channels that are open and have no threads yet.
+pub(super) struct OpenedLink {
+    sender: Box<dyn ControlSender>,
+    receiver: Box<dyn ControlReceiver>,
+    lanes: Vec<(Lane, Box<dyn DataSender>)>,
+}
+
+impl OpenedLink {
+    /// Opens the control channel, then all others.
+    pub(super) fn open(
+        transport: &dyn Transport,
+        peer: &Endpoint,
+        hello: &Hello,
+        lanes: Lanes,
+    ) -> Result<Self, TransportError> {
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let (sender, receiver, _version) = transport.connect_control(peer, hello, deadline)?;
+        let urgent = lanes.urgent.then_some(Lane::Urgent);
+        let lanes = (0..lanes.pages).map(Lane::Page).chain(urgent).map(|lane| {
+            let role = match lane {
+                Lane::Page(index) => ChannelRole::Page(index),
+                Lane::Urgent => ChannelRole::Urgent,
+            };
+            Ok((lane, transport.connect_data(peer, &Hello { role, ..*hello }, deadline)?))
+        });
+        Ok(Self { sender, receiver, lanes: lanes.collect::<Result<_, TransportError>>()? })
+    }
+
+    /// Starts the threads: one that turns the destination's messages into events, and one for each page channel.
+    pub(super) fn start(self, shared: &Arc<Shared>, events: &Sender<Happening>, ram: &GuestRam) -> SourceLink {
+        let Self { sender, mut receiver, lanes } = self;
+        let mut hangups = vec![sender.hangup()];
+        let mut threads = Vec::with_capacity(lanes.len() + 1);
+        for (lane, sender) in lanes {
+            hangups.push(sender.hangup());
+            threads.push(pages::start(shared, events, ram, lane, sender));
+        }
+        let (shared, events) = (shared.clone(), events.clone());
+        threads.push(thread::spawn(move || {
+            let event = match read(receiver.as_mut(), &events, &shared) {
+                ChannelFault::Lost(reason) => SourceEvent::LinkLost(reason),
+                ChannelFault::Misbehaved(what) => SourceEvent::PeerMisbehaved(what),
+            };
+            // The session may have ended, which is why the channel did.
+            let _ = events.send(Happening::Event(event));
+        }));
+        SourceLink { sender, hangups, threads, odometer: Odometer::default() }
+    }
+}
+
+/// The source's channels and their threads.
 pub(super) struct SourceLink {
     sender: Box<dyn ControlSender>,
-    receiver: Option<Box<dyn ControlReceiver>>,
     hangups: Vec<Hangup>,
+    threads: Vec<JoinHandle<()>>,
     odometer: Odometer,
 }
 
 impl SourceLink {
-    /// Opens the control channel, then all page channels.
-    pub(super) fn open(
-        transport: &Arc<dyn Transport>,
-        peer: &Endpoint,
-        hello: &Hello,
-        channels: u16,
-        deadline: Instant,
-    ) -> Result<(Self, Vec<Box<dyn DataSender>>), TransportError> {
-        let (sender, receiver, _version) = transport.connect_control(peer, hello, deadline)?;
-        let mut hangups = vec![sender.hangup()];
-        let mut pages = Vec::new();
-        for index in 0..channels {
-            let hello = Hello { role: ChannelRole::Page(index), ..*hello };
-            let page = transport.connect_data(peer, &hello, deadline)?;
-            hangups.push(page.hangup());
-            pages.push(page);
-        }
-        let receiver = Some(receiver);
-        Ok((Self { sender, receiver, hangups, odometer: Odometer::default() }, pages))
-    }
-
-    /// Starts the thread that turns the destination's messages into events.
-    pub(super) fn start_reader(mut self, events: Sender<SourceEvent>, shared: Arc<Shared>) -> Self {
-        if let Some(mut receiver) = self.receiver.take() {
-            thread::spawn(move || {
-                let fault = read(receiver.as_mut(), &events, &shared.traffic);
-                let event = match fault {
-                    ChannelFault::Lost(reason) => SourceEvent::LinkLost(reason),
-                    ChannelFault::Misbehaved(what) => SourceEvent::PeerMisbehaved(what),
-                };
-                // The session may have ended, which is why the channel did.
-                let _ = events.send(event);
-            });
-        }
-        self
-    }
-
     pub(super) fn send(&mut self, message: &ToDestination, traffic: &Traffic) -> Result<(), String> {
         let sent = self.sender.send(&encode_message(message)).map_err(|error| error.to_string());
         traffic.add_sent(self.odometer.advance(self.sender.bytes_sent()));
         sent
     }
 
-    pub(super) fn hang_up(self) {
+    /// Ends all channels, and with them their threads, which are given to whoever waits for that.
+    pub(super) fn hang_up(self) -> Vec<JoinHandle<()>> {
         self.hangups.iter().for_each(Hangup::hang_up);
+        self.threads
     }
 }
 
-fn read(receiver: &mut dyn ControlReceiver, events: &Sender<SourceEvent>, traffic: &Traffic) -> ChannelFault {
+fn read(receiver: &mut dyn ControlReceiver, events: &Sender<Happening>, shared: &Shared) -> ChannelFault {
     let mut odometer = Odometer::default();
     loop {
         let message = match receiver.recv(MAX_MESSAGE, PATIENCE) {
@@ -85,16 +112,55 @@ fn read(receiver: &mut dyn ControlReceiver, events: &Sender<SourceEvent>, traffi
             Err(TransportError::TimedOut { .. }) => continue,
             Err(error) => return error.into(),
         };
-        traffic.add_received(odometer.advance(receiver.bytes_received()));
-        match message {
-            Ok(message) => {
-                if events.send(SourceEvent::Message(message)).is_err() {
-                    return ChannelFault::Lost("the session is over".into());
-                }
-            }
+        shared.traffic.add_received(odometer.advance(receiver.bytes_received()));
+        let event = match message {
+            Ok(message @ ToSource::PageRequest { .. }) => match take_request(shared, message) {
+                Some(event) => event,
+                None => continue,
+            },
+            Ok(message) => SourceEvent::Message(message),
             Err(error) => return error.into(),
+        };
+        if events.send(Happening::Event(event)).is_err() {
+            return ChannelFault::Lost("the session is over".into());
         }
     }
+}
+
+/// Feeds a request for pages itself where it may, so that a vCPU does not wait for one more thread to wake:
+/// once the commit is on its way no action on the guest can be under way. Gives what is left for the
+/// session's thread.
+fn take_request(shared: &Shared, message: ToSource) -> Option<SourceEvent> {
+    let mut engine = shared.engine.lock();
+    let state = engine.state();
+    if !matches!(state, MigrationState::Switchover | MigrationState::PostcopyActive) {
+        return Some(SourceEvent::Message(message));
+    }
+    engine.handle(shared.clock.now(), SourceEvent::Message(message));
+    let is_refused = engine.state() != state;
+    drop(engine);
+    shared.urgent_work.notify_one();
+    is_refused.then_some(SourceEvent::Tick)
+}
+
+/// Opens the channels anew, on a thread of its own, when the threads of the old ones have ended.
+pub(super) fn reopen(
+    transport: Arc<dyn Transport>,
+    peer: Endpoint,
+    hello: Hello,
+    lanes: Lanes,
+    old: Vec<JoinHandle<()>>,
+    events: &Sender<Happening>,
+) {
+    let events = events.clone();
+    thread::spawn(move || {
+        for thread in old {
+            // One that panicked has ended as well.
+            let _ = thread.join();
+        }
+        let opened = OpenedLink::open(transport.as_ref(), &peer, &hello, lanes);
+        let _ = events.send(Happening::Reopened(opened.map_err(|error| error.to_string())));
+    });
 }
 
 /// Asks the destination's VM process, on a connection of its own, what became of the commit.
@@ -103,7 +169,7 @@ pub(super) fn ask(
     peer: Endpoint,
     hello: Hello,
     epoch: u64,
-    events: &Sender<SourceEvent>,
+    events: &Sender<Happening>,
 ) {
     let events = events.clone();
     thread::spawn(move || {
@@ -111,7 +177,7 @@ pub(super) fn ask(
         if let Err(error) = &outcome {
             tracing::info!("the destination's VM process does not say what became of the commit: {error}");
         }
-        let _ = events.send(SourceEvent::Outcome(outcome.ok().flatten()));
+        let _ = events.send(Happening::Event(SourceEvent::Outcome(outcome.ok().flatten())));
     });
 }
 

@@ -6,21 +6,18 @@ mod pages;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
+use std::thread::JoinHandle;
 
 use migrated_engine::source::{Source, SourceAction, SourceConfig, SourceEvent};
-use migrated_engine::{Failure, MigrationRecord, MigrationState, PrecopyPolicy};
-use migrated_guest::Guest;
+use migrated_engine::{Failure, MigrationRecord, MigrationState, Mode, policy_for};
+use migrated_guest::{Guest, GuestRam};
 use migrated_transport::{Endpoint, Transport};
 use migrated_wire::{ChannelRole, CommitOutcome, Hello, MigrationId, PROTOCOL, Token};
 use parking_lot::{Condvar, Mutex};
 
 use crate::{Clock, traffic::Traffic};
 use guest::{Held, Holder};
-use link::SourceLink;
-
-/// How long opening all channels may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use link::{Lanes, OpenedLink, SourceLink};
 
 /// What a source's session needs besides guest and transport.
 pub struct SourceRequest {
@@ -58,13 +55,24 @@ pub enum SourceEnd<G> {
 #[derive(Clone)]
 pub struct SourceRemote {
     shared: Arc<Shared>,
-    events: Sender<SourceEvent>,
+    events: Sender<Happening>,
+}
+
+/// What the session's thread waits for.
+enum Happening {
+    Event(SourceEvent),
+    /// The channels were opened anew, or why not.
+    Reopened(Result<OpenedLink, String>),
 }
 
 /// The engine and what its threads wait for.
 struct Shared {
     engine: Mutex<Source>,
+    /// For page channels, and for the urgent one.
     work: Condvar,
+    urgent_work: Condvar,
+    /// Where the destination is reached.
+    peer: Mutex<Endpoint>,
     clock: Clock,
     traffic: Traffic,
 }
@@ -88,13 +96,27 @@ impl SourceRemote {
     #[must_use]
     pub fn cancel(&self) -> bool {
         let possible = self.shared.engine.lock().cancellable();
-        possible && self.events.send(SourceEvent::Cancel).is_ok()
+        possible && self.feed(SourceEvent::Cancel)
     }
 
     /// Brings what somebody learnt about the commit.
     pub fn resolve(&self, outcome: Option<CommitOutcome>) {
         // A session that has ended has its answer already.
-        let _ = self.events.send(SourceEvent::Outcome(outcome));
+        let _ = self.feed(SourceEvent::Outcome(outcome));
+    }
+
+    /// Tries at once to reach the destination of a guest whose pages follow it, `via` another address if one
+    /// is given, from now on. Says whether a link is missing; the session tries by itself, too.
+    #[must_use]
+    pub fn recover(&self, via: Option<Endpoint>) -> bool {
+        if let Some(via) = via {
+            *self.shared.peer.lock() = via;
+        }
+        self.state() == MigrationState::PostcopyPaused && self.feed(SourceEvent::Retry)
+    }
+
+    fn feed(&self, event: SourceEvent) -> bool {
+        self.events.send(Happening::Event(event)).is_ok()
     }
 
     /// Whether the session waits for an answer about its commit.
@@ -107,10 +129,9 @@ impl SourceRemote {
 /// A source's session that is ready to run.
 pub struct SourceSession {
     remote: SourceRemote,
-    inbox: Receiver<SourceEvent>,
+    inbox: Receiver<Happening>,
     hello: Hello,
-    peer: Endpoint,
-    channels: u16,
+    lanes: Lanes,
     seeker: OutcomeSeeker,
 }
 
@@ -118,23 +139,35 @@ pub struct SourceSession {
 #[must_use]
 pub fn send(request: SourceRequest) -> (SourceSession, SourceRemote) {
     let SourceRequest { migration, token, peer, config, record, clock, seeker } = request;
-    let channels = config.channels;
-    let engine = Source::new(config, record, Box::<PrecopyPolicy>::default(), clock.now());
+    let lanes = Lanes { pages: config.channels, urgent: config.mode != Mode::Precopy };
+    let policy = policy_for(config.mode);
+    let engine = Source::new(config, record, policy, clock.now());
     let shared = Arc::new(Shared {
         engine: Mutex::new(engine),
         work: Condvar::new(),
+        urgent_work: Condvar::new(),
+        peer: Mutex::new(peer),
         clock,
         traffic: Traffic::default(),
     });
     let (events, inbox) = channel();
     let remote = SourceRemote { shared, events };
     let hello = Hello { versions: PROTOCOL, role: ChannelRole::Control, migration, token };
-    (SourceSession { remote: remote.clone(), inbox, hello, peer, channels, seeker }, remote)
+    (SourceSession { remote: remote.clone(), inbox, hello, lanes, seeker }, remote)
+}
+
+/// The channels of a session, as long as there are some.
+struct Channels {
+    link: Option<SourceLink>,
+    /// Threads of channels that were hung up.
+    ending: Vec<JoinHandle<()>>,
+    ram: GuestRam,
 }
 
 impl SourceSession {
-    /// Moves the guest, on this thread, until the migration has ended one way or the other.
-    /// `changed` is called after every event, to publish the record.
+    /// Moves the guest, on this thread, until the migration has ended one way or the other. While pages follow
+    /// a guest that runs at the destination already, that is when the last one is there, however long the
+    /// link is down. `changed` is called after every event, to publish the record.
     pub fn run<G: Guest>(
         self,
         guest: G,
@@ -142,28 +175,20 @@ impl SourceSession {
         mut changed: impl FnMut(),
     ) -> SourceEnd<G> {
         let shared = &self.remote.shared;
-        let ram = guest.ram().clone();
+        let mut channels = Channels { link: None, ending: Vec::new(), ram: guest.ram().clone() };
         let mut holder = Holder::new(guest);
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let link = SourceLink::open(transport, &self.peer, &self.hello, self.channels, deadline);
-        let mut link = match link {
-            Ok((link, page_senders)) => {
-                pages::start(shared, &self.remote.events, &ram, page_senders);
-                self.feed(SourceEvent::Connected);
-                Some(link.start_reader(self.remote.events.clone(), shared.clone()))
-            }
-            Err(error) => {
-                self.feed(SourceEvent::ConnectFailed(error.to_string()));
-                None
-            }
-        };
+        let opened = OpenedLink::open(transport.as_ref(), &self.peer(), &self.hello, self.lanes);
+        self.connected(&mut channels, opened.map_err(|error| error.to_string()));
         loop {
-            self.act(&mut holder, &mut link, transport);
+            self.act(&mut holder, &mut channels, transport);
             changed();
             if shared.engine.lock().outcome().is_some() {
                 break;
             }
-            self.feed_next();
+            match self.next() {
+                Happening::Event(event) => self.feed(event),
+                Happening::Reopened(opened) => self.connected(&mut channels, opened),
+            }
         }
         let engine = shared.engine.lock();
         match (holder.into_held(), engine.outcome()) {
@@ -173,30 +198,45 @@ impl SourceSession {
         }
     }
 
+    fn peer(&self) -> Endpoint {
+        self.remote.shared.peer.lock().clone()
+    }
+
+    /// Tells the engine of new channels first, so that their threads find it waiting for work, not ended.
+    fn connected(&self, channels: &mut Channels, opened: Result<OpenedLink, String>) {
+        match opened {
+            Ok(opened) => {
+                self.feed(SourceEvent::Connected);
+                channels.link = Some(opened.start(&self.remote.shared, &self.remote.events, &channels.ram));
+            }
+            Err(reason) => self.feed(SourceEvent::ConnectFailed(reason)),
+        }
+    }
+
     fn feed(&self, event: SourceEvent) {
         let shared = &self.remote.shared;
         shared.engine.lock().handle(shared.clock.now(), event);
     }
 
     /// Waits for the next event or timer.
-    fn feed_next(&self) {
+    fn next(&self) -> Happening {
         let shared = &self.remote.shared;
         let deadline = shared.engine.lock().deadline();
-        let event = match deadline {
+        let tick = Happening::Event(SourceEvent::Tick);
+        match deadline {
             Some(at) => match self.inbox.recv_timeout(at.saturating_sub(shared.clock.now())) {
-                Ok(event) => event,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => SourceEvent::Tick,
+                Ok(happening) => happening,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => tick,
             },
-            None => self.inbox.recv().unwrap_or(SourceEvent::Tick),
-        };
-        self.feed(event);
+            None => self.inbox.recv().unwrap_or(tick),
+        }
     }
 
     /// Carries out all actions. One that concerns the guest is answered before the next is looked at.
     fn act<G: Guest>(
         &self,
         holder: &mut Holder<G>,
-        link: &mut Option<SourceLink>,
+        channels: &mut Channels,
         transport: &Arc<dyn Transport>,
     ) {
         let shared = &self.remote.shared;
@@ -204,7 +244,7 @@ impl SourceSession {
             let Some(action) = shared.engine.lock().poll_action() else { break };
             match action {
                 SourceAction::Send(message) => {
-                    let sent = link.as_mut().map(|link| link.send(&message, &shared.traffic));
+                    let sent = channels.link.as_mut().map(|link| link.send(&message, &shared.traffic));
                     if let Some(Err(reason)) = sent {
                         // The reader notices as well, behind what the peer had said: its reason must not be lost.
                         tracing::debug!("a message was not sent: {reason}");
@@ -214,21 +254,24 @@ impl SourceSession {
                     // Taken so that no page thread is between its look at the engine and its wait.
                     drop(shared.engine.lock());
                     shared.work.notify_all();
+                    shared.urgent_work.notify_all();
                 }
                 SourceAction::HangUp => {
-                    if let Some(link) = link.take() {
-                        link.hang_up();
+                    if let Some(link) = channels.link.take() {
+                        channels.ending.extend(link.hang_up());
                     }
                 }
+                SourceAction::Reconnect => link::reopen(
+                    transport.clone(),
+                    self.peer(),
+                    self.hello,
+                    self.lanes,
+                    std::mem::take(&mut channels.ending),
+                    &self.remote.events,
+                ),
                 SourceAction::Ask => {
                     (self.seeker)();
-                    link::ask(
-                        transport.clone(),
-                        self.peer.clone(),
-                        self.hello,
-                        self.epoch(),
-                        &self.remote.events,
-                    );
+                    link::ask(transport.clone(), self.peer(), self.hello, self.epoch(), &self.remote.events);
                 }
                 action => {
                     if let Some(answer) = holder.act(&action) {

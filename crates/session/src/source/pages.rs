@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use migrated_engine::source::{BATCH_RUNS, Next, Sent, SourceEvent};
 use migrated_guest::{GuestRam, PageClass as ScanClass};
@@ -11,31 +11,39 @@ use migrated_transport::{DataSender, TransportError};
 use migrated_wire::{FrameHead, FrameKind, FrameRun, PageClass, encode_run};
 use vm_memory::VolatileSlice;
 
-use super::Shared;
+use super::{Happening, Shared};
 use crate::traffic::Odometer;
 
-/// Starts a thread for each channel. They end with the engine, or with their channel.
+/// Which pages a channel carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Any, in bulk.
+    Page(u16),
+    /// Those that somebody waits for.
+    Urgent,
+}
+
+/// Starts a channel's thread. It ends with the engine, or with its channel.
 pub(super) fn start(
     shared: &Arc<Shared>,
-    events: &Sender<SourceEvent>,
+    events: &Sender<Happening>,
     ram: &GuestRam,
-    senders: Vec<Box<dyn DataSender>>,
-) {
-    for (channel, sender) in (0u16..).zip(senders) {
-        let (shared, events, ram) = (shared.clone(), events.clone(), ram.clone());
-        let mut thread =
-            PageThread { channel, sender, shared, ram, head: Vec::new(), odometer: Odometer::default() };
-        thread::spawn(move || {
-            if let Err(error) = thread.run(&events) {
-                // The session may have ended, which is why the channel did.
-                let _ = events.send(SourceEvent::LinkLost(error.to_string()));
-            }
-        });
-    }
+    lane: Lane,
+    sender: Box<dyn DataSender>,
+) -> JoinHandle<()> {
+    let (shared, events, ram) = (shared.clone(), events.clone(), ram.clone());
+    let mut thread =
+        PageThread { lane, sender, shared, ram, head: Vec::new(), odometer: Odometer::default() };
+    thread::spawn(move || {
+        if let Err(error) = thread.run(&events) {
+            // The session may have ended, which is why the channel did.
+            let _ = events.send(Happening::Event(SourceEvent::LinkLost(error.to_string())));
+        }
+    })
 }
 
 struct PageThread {
-    channel: u16,
+    lane: Lane,
     sender: Box<dyn DataSender>,
     shared: Arc<Shared>,
     ram: GuestRam,
@@ -45,7 +53,7 @@ struct PageThread {
 }
 
 impl PageThread {
-    fn run(&mut self, events: &Sender<SourceEvent>) -> Result<(), TransportError> {
+    fn run(&mut self, events: &Sender<Happening>) -> Result<(), TransportError> {
         let mut runs = Vec::with_capacity(BATCH_RUNS);
         let mut classes = Vec::with_capacity(BATCH_RUNS);
         loop {
@@ -66,7 +74,7 @@ impl PageThread {
                     self.send(&[])?;
                     self.shared.engine.lock().marker_sent(self.shared.clock.now());
                     // The engine may have something to say now, and the session's thread waits for events.
-                    let _ = events.send(SourceEvent::Tick);
+                    let _ = events.send(Happening::Event(SourceEvent::Tick));
                 }
                 Next::Ended => return Ok(()),
                 Next::Wait | Next::WaitUntil(_) => {}
@@ -78,11 +86,15 @@ impl PageThread {
     fn next(&self, runs: &mut Vec<PageRun>) -> Next {
         let mut engine = self.shared.engine.lock();
         loop {
-            match engine.next_batch(self.shared.clock.now(), self.channel, runs) {
-                Next::Wait => self.shared.work.wait(&mut engine),
-                Next::WaitUntil(at) => {
-                    self.shared.work.wait_until(&mut engine, self.shared.clock.instant(at));
+            let (next, work) = match self.lane {
+                Lane::Page(channel) => {
+                    (engine.next_batch(self.shared.clock.now(), channel, runs), &self.shared.work)
                 }
+                Lane::Urgent => (engine.next_urgent(runs), &self.shared.urgent_work),
+            };
+            match next {
+                Next::Wait => work.wait(&mut engine),
+                Next::WaitUntil(at) => _ = work.wait_until(&mut engine, self.shared.clock.instant(at)),
                 next => return next,
             }
         }

@@ -1,0 +1,99 @@
+//! Page faults of a guest whose pages follow it: from the kernel's event to a request, and to the waiter's wake.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use migrated_engine::destination::FaultAnswer;
+use migrated_guest::{FaultReader, FaultStop, PageFault, PostcopyRam};
+use migrated_pages::{BlockId, PageRun};
+use migrated_wire::ToSource;
+use parking_lot::Mutex;
+
+use super::Shared;
+
+/// How long the reader looks for the next fault before it sleeps: what waking it costs. Whatever comes when,
+/// that is at most twice the cost of having known.
+const SPIN: Duration = Duration::from_micros(50);
+/// After a failure of the kernel's: it is not to be asked in a hot loop.
+const AFTER_FAILURE: Duration = Duration::from_millis(10);
+
+/// RAM that pages follow into, and who waits for them.
+pub(super) struct Following {
+    pub(super) ram: PostcopyRam,
+    /// Since when somebody waits, by page; under the engine's lock with what it is told of the page.
+    since: Mutex<BTreeMap<(BlockId, u64), Instant>>,
+}
+
+impl Following {
+    pub(super) const fn new(ram: PostcopyRam) -> Self {
+        Self { ram, since: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// How long the first who waited for each of these pages had to.
+    pub(super) fn served(&self, placed: &[PageRun], woken: Instant) -> Vec<Duration> {
+        let mut since = self.since.lock();
+        let mut took = Vec::new();
+        for run in placed {
+            let pages = (run.block, run.first)..(run.block, run.first + run.count);
+            while let Some((&page, _)) = since.range(pages.clone()).next() {
+                took.extend(since.remove(&page).map(|since| woken.saturating_duration_since(since)));
+            }
+        }
+        took
+    }
+}
+
+/// Starts the thread that reads faults until it is stopped. Faults are few for long and come by the thousand at
+/// other times: a reader that spins would take a core from the guest for nothing in the one case, one that
+/// sleeps would make each vCPU wait longer in the other. So it spins while faults come that fast.
+pub(super) fn start(shared: &Arc<Shared>, mut reader: FaultReader) -> FaultStop {
+    let (stop, shared) = (reader.stop_handle(), shared.clone());
+    thread::spawn(move || {
+        let mut faults = Vec::new();
+        let mut spin = Duration::ZERO;
+        loop {
+            let asked = Instant::now();
+            match reader.next(spin, &mut faults) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!("page faults can't be read: {error}");
+                    thread::sleep(AFTER_FAILURE);
+                }
+            }
+            // A sleep that was as short as this would have been better spent spinning.
+            spin = if asked.elapsed() <= SPIN * 2 { SPIN } else { Duration::ZERO };
+            shared.fault(&mut faults);
+        }
+    });
+    stop
+}
+
+impl Shared {
+    fn fault(&self, faults: &mut Vec<PageFault>) {
+        let Some(following) = self.following.get() else { return };
+        let now = Instant::now();
+        let request = {
+            let mut engine = self.engine.lock();
+            let mut since = following.since.lock();
+            for PageFault { block, page, .. } in faults.drain(..) {
+                // Who faulted on a page that is there by now was woken when it was placed.
+                if engine.fault(block, page) != FaultAnswer::Here {
+                    since.entry((block, page)).or_insert(now);
+                }
+            }
+            engine.take_request()
+        };
+        self.send_requests(request);
+    }
+
+    /// Sends a request and those that are to follow it.
+    pub(super) fn send_requests(&self, mut request: Option<ToSource>) {
+        while let Some(message) = request {
+            self.link.send(&message, &self.traffic);
+            request = self.engine.lock().take_request();
+        }
+    }
+}
