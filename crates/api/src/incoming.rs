@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 
 use migrated_control::{GuestDescription, Resolution, TransportKind, VmSpec};
-use migrated_engine::Verify;
+use migrated_engine::{Mode, Verify};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -34,6 +34,9 @@ pub struct PrepareIncoming {
     pub transport: TransportKind,
     /// Page channels that the source will open; none when the engine chooses.
     pub channels: Option<u16>,
+    /// How memory will be moved.
+    #[serde(default)]
+    pub mode: Mode,
     /// When memory is compared.
     pub verify: Verify,
     /// The epoch that a commit will carry.

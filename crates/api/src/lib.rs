@@ -14,7 +14,7 @@ pub use cpu::{
     Withheld,
 };
 pub use incoming::{PrepareIncoming, Prepared, ResolveAnswer, ResolveRequest, Versions};
-pub use migration::{MigrationList, StartMigration};
+pub use migration::{MigrationList, RecoverMigration, StartMigration, StartedMigration};
 pub use problem::{Problem, Reason};
 pub use vm::{ConsoleQuery, Vm, VmList};
 
@@ -26,5 +26,5 @@ pub use migrated_cpuid::{
     PoolBaseline,
 };
 pub use migrated_engine::{
-    MigrationRecord, MigrationState, Mode, OnTimeout, RecordError, RecordRole, Verify,
+    LatencyHistogram, MigrationRecord, MigrationState, Mode, OnTimeout, Postcopy, RecordError, RecordRole, Verify,
 };

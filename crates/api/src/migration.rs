@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 pub struct StartMigration {
     /// The destination: a name from the `[peers]` of the source host's configuration, or a URL.
     pub to: String,
-    /// How memory is moved.
+    /// How memory is moved: `precopy` when left out.
     #[serde(default)]
     pub mode: Mode,
     /// How bytes travel between the hosts.
@@ -36,6 +36,42 @@ pub struct StartMigration {
     /// Most rounds over the dirty pages.
     #[serde(default)]
     pub max_iterations: Option<u32>,
+}
+
+/// A migration that has begun.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StartedMigration {
+    /// Its record.
+    #[serde(flatten)]
+    pub record: MigrationRecord,
+    /// What the guest can lose by this mode that it can't lose by `precopy`, in words; none for `precopy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<String>,
+}
+
+impl StartedMigration {
+    /// A migration with the risk of its mode.
+    #[must_use]
+    pub fn new(record: MigrationRecord) -> Self {
+        let risk = match record.mode {
+            Mode::Precopy => None,
+            Mode::Postcopy | Mode::Hybrid => Some(
+                "from the switch to the last page the guest depends on both hosts: if the VM process of either dies                  meanwhile, the guest is lost; a link that dies only makes it wait for pages that are missing"
+                    .to_owned(),
+            ),
+        };
+        Self { record, risk }
+    }
+}
+
+/// Asks for a link that was lost, while pages followed a guest, to be tried again now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecoverMigration {
+    /// Another address of the destination host, from now on: an IP address, or one with a port where the
+    /// destination's is another there. The one of before when left out.
+    #[serde(default)]
+    pub via: Option<String>,
 }
 
 /// All migrations this host knows, newest first.

@@ -31,7 +31,7 @@ pub use message::{
     ToVm,
 };
 pub use plan::{
-    BootPlan, GuestDescription, IncomingPlan, Limits, MigratePlan, PortRange, SectionRef, StartedAt,
+    BootPlan, GuestDescription, IncomingPlan, Limits, MigratePlan, OtherAddress, PortRange, SectionRef, StartedAt,
     TlsFiles, TransportKind, VmStart,
 };
 pub use server::{EventSink, VmService, serve};

@@ -5,11 +5,13 @@ use migrated_wire::MigrationId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{ConsoleChunk, GuestDescription, MigratePlan, PendingResolution, Status, VmState, text};
+use crate::{
+    ConsoleChunk, GuestDescription, MigratePlan, OtherAddress, PendingResolution, Status, VmState, text,
+};
 
 /// Version of the messages. A daemon and a VM process of different versions tell each other so and
 /// nothing else; the guest runs on.
-pub const CONTROL_VERSION: u32 = 2;
+pub const CONTROL_VERSION: u32 = 3;
 
 /// The first message of both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +90,15 @@ pub enum Request {
         #[serde(with = "text::migration_id")]
         migration: MigrationId,
     },
+    /// Asked at the source: try now to reach the destination of a guest whose pages follow it. Answered when that
+    /// is under way.
+    RecoverMigration {
+        /// Which one.
+        #[serde(with = "text::migration_id")]
+        migration: MigrationId,
+        /// Where the destination is reached from now on; `None` leaves it as it is.
+        via: Option<OtherAddress>,
+    },
     /// Answered with [`Response::Record`].
     MigrationRecord {
         /// Of which migration.
@@ -122,6 +133,16 @@ pub enum Request {
 pub enum Resolution {
     /// The destination recorded it: the guest runs, or ran, there. The source never resumes.
     Committed,
+    /// The guest runs there and lacks pages that only the source has, which keeps its RAM.
+    Incomplete,
+    /// The guest runs, or ran, there and lacked nothing any more: the source may free its RAM, if the count is its own.
+    Complete {
+        /// Pages placed since the switch.
+        pages: u64,
+    },
+    /// The guest ran there and its process ended before all of its memory had come: no whole copy is left, and the
+    /// source's, which is that of an earlier moment, never runs.
+    Lost,
     /// The destination never ran the guest and now never will: the source resumes.
     NeverRan,
     /// The destination knows nothing of the migration; the source must not resume on that.

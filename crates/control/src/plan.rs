@@ -3,7 +3,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use migrated_cpuid::GuestCpu;
-use migrated_engine::{OnTimeout, Verify};
+use migrated_engine::{Mode, OnTimeout, Verify};
 use migrated_pages::RamLayout;
 use migrated_wire::{MigrationId, Token};
 use serde::{Deserialize, Serialize};
@@ -169,6 +169,9 @@ pub struct MigratePlan {
     pub token: Token,
     /// The epoch that the commit will carry.
     pub epoch: u64,
+    /// How memory is moved.
+    #[serde(default)]
+    pub mode: Mode,
     /// Page channels; `None` lets the engine choose.
     pub channels: Option<u16>,
     /// What to keep to.
@@ -177,6 +180,35 @@ pub struct MigratePlan {
     pub verify: Verify,
     /// When it began.
     pub started: StartedAt,
+}
+
+/// Another way to a host: its address, and the port where that is not the same there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port; `None` for the one that was told.
+    pub port: Option<u16>,
+}
+
+impl OtherAddress {
+    /// The whole address, where `told` was the one before.
+    #[must_use]
+    pub fn instead_of(self, told: SocketAddr) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(told.port()))
+    }
+}
+
+impl std::str::FromStr for OtherAddress {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let alone = s.parse::<IpAddr>().map(|ip| Self { ip, port: None });
+        let with_port = || s.parse::<SocketAddr>().map(|at| Self { ip: at.ip(), port: Some(at.port()) });
+        alone.or_else(|_| with_port()).map_err(|_| {
+            format!("{s:?} is no IP address, nor one with a port as in 192.0.2.1:7000 or [2001:db8::1]:7000")
+        })
+    }
 }
 
 /// Ports, both included.
@@ -224,6 +256,9 @@ pub struct IncomingPlan {
     pub ip: IpAddr,
     /// Ports to choose from.
     pub ports: PortRange,
+    /// How memory is moved.
+    #[serde(default)]
+    pub mode: Mode,
     /// When our memory is compared with the source's.
     pub verify: Verify,
     /// Most page channels to accept.
@@ -236,4 +271,21 @@ pub struct IncomingPlan {
     pub patience_ms: u64,
     /// When it was prepared.
     pub started: StartedAt,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::OtherAddress;
+
+    #[test]
+    fn another_address_may_leave_the_port_as_it_is() {
+        let told = "10.0.0.1:7000".parse().unwrap();
+        let instead = |s: &str| s.parse::<OtherAddress>().map(|via| via.instead_of(told).to_string());
+        assert_eq!(instead("10.0.1.1").unwrap(), "10.0.1.1:7000");
+        assert_eq!(instead("10.0.1.1:7001").unwrap(), "10.0.1.1:7001");
+        assert_eq!(instead("::1").unwrap(), "[::1]:7000");
+        assert_eq!(instead("[::1]:1").unwrap(), "[::1]:1");
+        assert!(instead("host-b").unwrap_err().contains("host-b"));
+        assert!(instead("10.0.1.1:99999").is_err());
+    }
 }

@@ -8,6 +8,7 @@ use migrated_control::{
 };
 use migrated_engine::destination::DestinationConfig;
 use migrated_engine::{MigrationRecord, RecordRole};
+use migrated_guest::IncomingGuest;
 use migrated_session::{
     Clock, DestinationEnd, DestinationRemote, DestinationRequest, DestinationSession, receive,
 };
@@ -103,6 +104,7 @@ fn prepare(process: &Arc<Process>, plan: &IncomingPlan) -> Result<Prepared, Cont
                 identity,
                 epoch: plan.epoch,
                 rehearsal,
+                postcopy: guest.postcopy_support().map_err(|error| error.to_string()),
                 patience: Duration::from_millis(plan.patience_ms),
                 peer: plan.peer.clone(),
             },
@@ -111,6 +113,7 @@ fn prepare(process: &Arc<Process>, plan: &IncomingPlan) -> Result<Prepared, Cont
                 vm: plan.vm.clone(),
                 role: RecordRole::Destination,
                 peer: plan.peer.clone(),
+                mode: plan.mode,
                 transport: transport.name().to_owned(),
                 started_unix_ms: plan.started.unix_ms,
                 ..MigrationRecord::default()

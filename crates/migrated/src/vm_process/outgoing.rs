@@ -37,6 +37,7 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
         vm: plan.vm.clone(),
         role: RecordRole::Source,
         peer: plan.peer.clone(),
+        mode: plan.mode,
         transport: transport.name().to_owned(),
         started_unix_ms: plan.started.unix_ms,
         ..MigrationRecord::default()
@@ -44,6 +45,7 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
     let config = SourceConfig {
         identity,
         epoch: plan.epoch,
+        mode: plan.mode,
         channels: plan.channels.unwrap_or_else(default_channels),
         verify: verify_when(plan.verify),
         limits: Limits {
