@@ -31,8 +31,8 @@ pub use message::{
     ToVm,
 };
 pub use plan::{
-    BootPlan, GuestDescription, IncomingPlan, Limits, MigratePlan, OtherAddress, PortRange, SectionRef, StartedAt,
-    TlsFiles, TransportKind, VmStart,
+    BootPlan, GuestDescription, IncomingPlan, Limits, MigratePlan, OtherAddress, PortRange, SectionRef,
+    StartedAt, TlsFiles, TransportKind, VmStart,
 };
 pub use server::{EventSink, VmService, serve};
 pub use socket::{bind_control, connect_control, listener_from_stdin};

@@ -61,6 +61,12 @@ const DURATION: &[f64] =
 const BIT_RATE: &[f64] = &[1e7, 1e8, 5e8, 1e9, 2.5e9, 5e9, 1e10, 2.5e10, 5e10, 1e11, 2e11, 4e11];
 const PAGE_RATE: &[f64] = &[1e2, 1e3, 1e4, 5e4, 1e5, 2.5e5, 5e5, 1e6, 2.5e6, 5e6, 1e7];
 const COUNT: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0];
+/// 1 µs to 16.8 s: the buckets of a record's histogram.
+const FAULT: &[f64] = &[
+    0.000001, 0.000002, 0.000004, 0.000008, 0.000016, 0.000032, 0.000064, 0.000128, 0.000256, 0.000512,
+    0.001024, 0.002048, 0.004096, 0.008192, 0.016384, 0.032768, 0.065536, 0.131072, 0.262144, 0.524288,
+    1.048576, 2.097152, 4.194304, 8.388608, 16.777216,
+];
 /// How often RAM crossed the wire.
 const RATIO: &[f64] = &[0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0];
 
@@ -73,6 +79,11 @@ const THROUGHPUT: &str = "migrated_migration_throughput_bits_per_second";
 const DIRTY_RATE: &str = "migrated_dirty_rate_pages_per_second";
 const ITERATIONS: &str = "migrated_migration_iterations";
 const WIRE_RATIO: &str = "migrated_migration_wire_to_ram_ratio";
+const POSTCOPY_PAGES: &str = "migrated_postcopy_pages_total";
+const POSTCOPY_FAULTS: &str = "migrated_postcopy_faults_total";
+const POSTCOPY_FAULT_SECONDS: &str = "migrated_postcopy_fault_seconds";
+const POSTCOPY_SECONDS: &str = "migrated_postcopy_seconds";
+const POSTCOPY_LINK_LOSSES: &str = "migrated_postcopy_link_losses_total";
 const ACTIVE: &str = "migrated_active_migrations";
 const VMS: &str = "migrated_vms";
 const BLOCKED: &str = "migrated_vcpu_blocked_seconds";
@@ -144,6 +155,43 @@ pub const DECLARED: &[Declared] = &[
         unit: "count",
         labels: &["mode"],
         help: "Bytes on the wire over guest RAM of a completed migration",
+    },
+    Declared {
+        name: POSTCOPY_PAGES,
+        kind: Kind::Counter,
+        unit: "count",
+        labels: &["why"],
+        help: "Pages that followed guests away from this host: pushed in the background (push), waited for (fault), \
+               or near one that was (prefetch)",
+    },
+    Declared {
+        name: POSTCOPY_FAULTS,
+        kind: Kind::Counter,
+        unit: "count",
+        labels: &[],
+        help: "Pages that guests on this host touched before they had come",
+    },
+    Declared {
+        name: POSTCOPY_FAULT_SECONDS,
+        kind: Kind::Histogram(FAULT),
+        unit: "seconds",
+        labels: &[],
+        help: "From a fault on a page that had not come until who waited went on; counted at the end of a migration, \
+               each as the bound of its bucket, so that the sum is up to twice the true one",
+    },
+    Declared {
+        name: POSTCOPY_SECONDS,
+        kind: Kind::Histogram(DURATION),
+        unit: "seconds",
+        labels: &["mode"],
+        help: "From the commit until nothing was missing at the destination, in migrations away from this host",
+    },
+    Declared {
+        name: POSTCOPY_LINK_LOSSES,
+        kind: Kind::Counter,
+        unit: "count",
+        labels: &["role"],
+        help: "Times that the link was lost while pages followed a guest",
     },
     Declared {
         name: ACTIVE,

@@ -1,9 +1,12 @@
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use migrated_api::{MigrationRecord, MigrationState, OnTimeout, StartMigration, TransportKind, Verify};
+use migrated_api::{
+    MigrationState, Mode, OnTimeout, StartMigration, StartedMigration, TransportKind, Verify,
+};
 
 use super::migration::record_for_people;
 use super::output::Output;
@@ -19,6 +22,9 @@ pub struct MigrateArgs {
     /// The destination: a peer's name in the source host's configuration, or the URL of its API.
     #[arg(long, value_name = "HOST")]
     to: String,
+    /// How memory is moved.
+    #[arg(long, value_enum, default_value_t)]
+    mode: ModeArg,
     /// Longest time that the guest may stand still, e.g. 50ms.
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     max_downtime: Option<Duration>,
@@ -48,6 +54,28 @@ pub struct MigrateArgs {
     watch: bool,
 }
 
+/// How memory is moved, on the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    /// All memory is copied before the guest switches hosts.
+    #[default]
+    Precopy,
+    /// The guest switches hosts first; its memory follows.
+    Postcopy,
+    /// Memory is copied while that pays; then the guest switches, and what it had written again follows.
+    Hybrid,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Precopy => Self::Precopy,
+            ModeArg::Postcopy => Self::Postcopy,
+            ModeArg::Hybrid => Self::Hybrid,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum VerifyArg {
     /// Not at all.
@@ -70,6 +98,7 @@ impl MigrateArgs {
     fn request(&self) -> StartMigration {
         StartMigration {
             to: self.to.clone(),
+            mode: self.mode.into(),
             transport: self.transport,
             max_downtime_ms: self.max_downtime.map(|time| time.as_secs_f64() * 1e3),
             bandwidth_bps: self.bandwidth,
@@ -85,20 +114,26 @@ impl MigrateArgs {
                 OnTimeoutArg::Stop => OnTimeout::Stop,
             }),
             max_iterations: self.max_iterations,
-            ..StartMigration::default()
         }
     }
 }
 
 pub async fn run(client: &ApiClient, output: Output, args: MigrateArgs) -> Result<ExitCode> {
     let path = format!("/v1/vms/{}/migrations", args.vm);
-    let begun: MigrationRecord = client.post(&path, &args.request(), ApiClient::PATIENCE).await?;
+    let begun: StartedMigration = client.post(&path, &args.request(), ApiClient::PATIENCE).await?;
     if !args.watch {
-        output
-            .value(&begun, |record| format!("migration {} of {} to {}", record.id, args.vm, record.peer))?;
+        output.value(&begun, |begun| {
+            let risk = begun.risk.as_ref().map(|risk| format!("\nrisk: {risk}"));
+            let StartedMigration { record, .. } = begun;
+            format!("migration {} of {} to {}{}", record.id, args.vm, record.peer, risk.unwrap_or_default())
+        })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let ended = progress::watch(client, &begun.id, !output.json).await?;
+    if let Some(risk) = begun.risk.filter(|_| !output.json) {
+        // Nobody can be told that standard error is closed.
+        let _ = writeln!(std::io::stderr(), "risk: {risk}");
+    }
+    let ended = progress::watch(client, &begun.record.id, !output.json).await?;
     output.value(&ended, record_for_people)?;
     let completed = ended.state == Some(MigrationState::Completed);
     Ok(if completed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

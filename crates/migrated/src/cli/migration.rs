@@ -1,10 +1,10 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use migrated_api::{MigrationList, MigrationRecord};
+use migrated_api::{MigrationList, MigrationRecord, RecoverMigration};
 
 use super::cpu::report;
 use super::output::{Output, table};
-use super::progress;
+use super::{postcopy, progress};
 use crate::client::ApiClient;
 use crate::units::{show_bit_rate, show_bytes, show_us};
 
@@ -16,12 +16,23 @@ pub enum MigrationCommand {
     Show(ShowArgs),
     /// Give a migration up, unless it is committed.
     Cancel(IdArg),
+    /// Try now to make a link anew that was lost while pages followed a guest; to be asked of the source's host.
+    Recover(RecoverArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct IdArg {
     /// Id of the migration.
     id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// Id of the migration.
+    id: String,
+    /// Another address of the destination host, from now on: an IP address, with a port if that differs.
+    #[arg(long, value_name = "ADDR")]
+    via: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +61,13 @@ pub async fn run(client: &ApiClient, output: Output, command: MigrationCommand) 
         MigrationCommand::Cancel(IdArg { id }) => {
             let record: MigrationRecord = client.post_empty(&format!("/v1/migrations/{id}/cancel")).await?;
             output.value(&record, |record| format!("migration {} is being cancelled", record.id))
+        }
+        MigrationCommand::Recover(RecoverArgs { id, via }) => {
+            let path = format!("/v1/migrations/{id}/recover");
+            let record: MigrationRecord =
+                client.post(&path, &RecoverMigration { via }, ApiClient::PATIENCE).await?;
+            output
+                .value(&record, |record| format!("migration {}: trying to reach {}", record.id, record.peer))
         }
     }
 }
@@ -90,7 +108,8 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
         vec!["vm".into(), record.vm.clone()],
         vec![
             "peer".into(),
-            format!("{} ({:?}, {})", record.peer, record.role, record.transport).to_lowercase(),
+            format!("{} ({:?}, {:?}, {})", record.peer, record.role, record.mode, record.transport)
+                .to_lowercase(),
         ],
         vec!["state".into(), state(record).to_owned()],
     ];
@@ -113,6 +132,9 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
             record.ram.pages_zero
         )),
     );
+    rows.extend(postcopy::rows(record));
+    let mut row =
+        |name: &str, value: Option<String>| rows.extend(value.map(|value| vec![name.to_owned(), value]));
     row(
         "wire",
         Some(format!(

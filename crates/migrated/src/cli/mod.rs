@@ -3,9 +3,10 @@
 mod certs;
 mod connect;
 mod cpu;
-mod migrate;
+pub mod migrate;
 mod migration;
 pub mod output;
+pub mod postcopy;
 pub mod progress;
 mod vm;
 
@@ -44,7 +45,7 @@ enum Command {
     Vm(vm::VmCommand),
     /// Move a VM, running, to another host.
     Migrate(migrate::MigrateArgs),
-    /// Look at migrations and cancel them.
+    /// Look at migrations, cancel them, bring them back to their link.
     #[command(subcommand)]
     Migration(migration::MigrationCommand),
     /// CPUs: what hosts give, what they have in common, who can run where.

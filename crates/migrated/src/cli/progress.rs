@@ -8,7 +8,9 @@ use hyper::body::Incoming;
 use indicatif::{ProgressBar, ProgressStyle};
 use migrated_api::{MigrationRecord, MigrationState};
 
+use super::postcopy;
 use crate::client::ApiClient;
+use crate::daemon::pages_follow;
 use crate::units::{show_bit_rate, show_us};
 
 /// Follows a migration to its end and gives its last record.
@@ -35,11 +37,16 @@ pub async fn watch(client: &ApiClient, id: &str, show: bool) -> Result<Migration
 
 /// Shows a record on a progress bar: the share of the current iteration, and the figures.
 pub fn paint(bar: &ProgressBar, record: &MigrationRecord) {
+    bar.set_prefix(record.state.map_or("negotiating", |state| state.name()));
+    if let Some(followed) = record.postcopy.as_ref().filter(|_| follows(record)) {
+        bar.set_length(followed.missing_pages);
+        bar.set_position(followed.missing_pages.saturating_sub(record.remaining_pages));
+        return bar.set_message(postcopy::progress(record, followed));
+    }
     let current = record.iterations.last();
     let sent = current.map_or(0, |iteration| iteration.pages);
     bar.set_length(sent + record.remaining_pages);
     bar.set_position(sent);
-    bar.set_prefix(record.state.map_or("negotiating", |state| state.name()));
     let expected = record.expected_downtime_us.map(|us| format!(", expected downtime {}", show_us(us)));
     bar.set_message(format!(
         "iteration {}, {} pages left, {}, {:.0} dirty pages/s{}",
@@ -49,6 +56,11 @@ pub fn paint(bar: &ProgressBar, record: &MigrationRecord) {
         current.map_or(0.0, |iteration| iteration.dirty_rate_pps),
         expected.unwrap_or_default()
     ));
+}
+
+/// Whether pages follow a guest that has switched hosts.
+fn follows(record: &MigrationRecord) -> bool {
+    record.state.is_some_and(pages_follow)
 }
 
 /// Records out of a stream of server-sent events.

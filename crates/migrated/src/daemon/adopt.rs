@@ -118,6 +118,9 @@ impl Daemon {
             RecordRole::Source => {
                 ("vm_gone", "the VM is not on this host any more; look for it at the destination")
             }
+            RecordRole::Destination if migration.pages_follow() => {
+                ("guest_lost", "the VM is not on this host any more, and not all of its memory had come")
+            }
             RecordRole::Destination => ("daemon_restarted", "the daemon ended before the guest came"),
         };
         self.end(migration, MigrationState::Failed, code, message);

@@ -67,6 +67,33 @@ pub enum DaemonError {
         /// Its state.
         state: MigrationState,
     },
+    /// The guest runs at another host, which needs what only this host's copy has.
+    #[error(
+        "the guest of VM {vm} runs, or may run, at {peer} and lacks pages that only this copy has: it can't be resumed, \
+         paused or deleted here before migration {migration} has ended, because the guest would be lost. If {peer} is \
+         gone for good, so is the guest: then end process {pid} by hand and delete the VM"
+    )]
+    RunsElsewhere {
+        /// Which VM.
+        vm: String,
+        /// Where it runs.
+        peer: String,
+        /// The migration.
+        migration: String,
+        /// The process that has the copy.
+        pid: u32,
+    },
+    /// No link is missing, or not one that this end could make.
+    #[error(
+        "migration {id} is {state}: only one that is postcopy_paused can be recovered, and only at its source; \
+         it also reconnects by itself"
+    )]
+    NotRecoverable {
+        /// Which migration.
+        id: String,
+        /// Its state.
+        state: MigrationState,
+    },
     /// A destination that is neither configured nor a URL.
     #[error("{0}")]
     PeerUnknown(String),
@@ -153,6 +180,8 @@ impl DaemonError {
             Self::WrongState { .. } => "wrong_vm_state",
             Self::MigrationInProgress { .. } => "migration_in_progress",
             Self::NotCancellable { .. } => "migration_not_cancellable",
+            Self::RunsElsewhere { .. } => "guest_runs_elsewhere",
+            Self::NotRecoverable { .. } => "migration_not_recoverable",
             Self::PeerUnknown(_) => "peer_unknown",
             Self::Transport(_) => "transport_unavailable",
             Self::AdmissionRefused(refusal) if refusal.is_for_cpu_alone() => CPU_INCOMPATIBLE,

@@ -56,7 +56,9 @@ impl Daemon {
             let left = |record: &MigrationRecord| {
                 record.state.is_some_and(|state| state.is_final() || state == MigrationState::Settling)
             };
-            if matches!(departure.state(), MigrationState::StopAndCopy | MigrationState::Switchover) {
+            let leaving =
+                matches!(departure.state(), MigrationState::StopAndCopy | MigrationState::Switchover);
+            if leaving || departure.pages_follow() {
                 // Whatever comes of it is seen when the guest is registered.
                 let _ = tokio::time::timeout(CLEARING, departure.watch().wait_for(left)).await;
             }
@@ -88,6 +90,7 @@ impl Daemon {
             vm: request.vm.clone(),
             role: RecordRole::Destination,
             peer: request.source.clone(),
+            mode: request.mode,
             transport: request.transport.name().to_owned(),
             state: Some(MigrationState::Negotiating),
             started_unix_ms: unix_ms(SystemTime::now()),
@@ -119,6 +122,7 @@ impl Daemon {
             tls: admitted.tls,
             ip: self.config.migration_ip(),
             ports: self.config.migration_ports(),
+            mode: request.mode,
             verify: request.verify,
             max_channels: admitted.max_channels,
             epoch_file: self.store.epoch_file(&request.migration),

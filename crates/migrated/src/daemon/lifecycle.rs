@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrated_api::MigrationState;
+use migrated_api::{MigrationState, Mode};
 use migrated_control::{BootPlan, ClientError, ControlClient, Request, Response, VmSpec, VmStart, VmState};
 
 use super::process::{Exit, ProcessId};
@@ -127,7 +127,7 @@ impl Daemon {
     }
 
     async fn switch(&self, vm: &Vm, request: Request, to: VmState) -> Result<(), DaemonError> {
-        vm.refuse_if_migrating()?;
+        self.refuse_if_migrating(vm)?;
         let (state, _) = vm.state();
         if !matches!(state, VmState::Running | VmState::Paused) {
             let vm = vm.spec.name.clone();
@@ -141,7 +141,7 @@ impl Daemon {
     /// Ends a VM and removes everything of it.
     pub async fn delete(&self, vm: &Vm) -> Result<(), DaemonError> {
         self.give_up_unresolved(vm);
-        vm.refuse_if_migrating()?;
+        self.refuse_if_migrating(vm)?;
         if !vm.is_gone() {
             let asked = match vm.client() {
                 Ok(client) => client.perform(Request::Shutdown).await.is_ok(),
@@ -158,10 +158,12 @@ impl Daemon {
     }
 
     /// A copy that stands still, or is dead, while a destination doesn't say what became of its commit may be
-    /// deleted: that runs no second one, and nobody else can end the waiting if the destination never answers.
+    /// deleted: that runs no second one, and nobody else can end the waiting if the destination never answers. Not
+    /// one with pages that the guest may lack there.
     fn give_up_unresolved(&self, vm: &Vm) {
         let Some(migration) = vm.migration().and_then(|id| self.migration(&id).ok()) else { return };
-        if vm.is_gone() || migration.state() == MigrationState::Indeterminate {
+        let indeterminate = migration.state() == MigrationState::Indeterminate;
+        if vm.is_gone() || indeterminate && migration.record().mode == Mode::Precopy {
             let message = format!(
                 "the VM was deleted here before {} had said whether the guest runs there",
                 migration.peer

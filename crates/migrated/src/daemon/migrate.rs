@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use migrated_api::{
-    MigrationRecord, MigrationState, PrepareIncoming, Prepared, Reason, RecordError, RecordRole,
-    StartMigration, TransportKind, Versions,
+    MigrationRecord, MigrationState, Mode, PrepareIncoming, Prepared, Reason, RecordError, RecordRole,
+    StartMigration, TransportKind, Verify, Versions,
 };
 use migrated_control::{Limits, MigratePlan, Request, StartedAt, TlsFiles};
 use migrated_wire::{PROTOCOL, Token};
@@ -129,6 +129,7 @@ impl Daemon {
             description,
             transport: departure.transport,
             channels: departure.request.channels,
+            mode: departure.request.mode,
             verify: departure.request.verify.unwrap_or(self.config.migration.defaults.verify),
             epoch: migration.epoch,
             source: self.config.name.clone(),
@@ -164,6 +165,7 @@ impl Daemon {
             server_name: prepared.server_name,
             token,
             epoch: migration.epoch,
+            mode: departure.request.mode,
             channels: wanted.map(|wanted| wanted.min(prepared.max_channels)),
             limits: departure.limits,
             verify: departure.request.verify.unwrap_or(defaults.verify),
@@ -194,7 +196,7 @@ impl Daemon {
                 | MigrationState::Running
                 | MigrationState::Settling
         );
-        if state.is_final() || too_late {
+        if state.is_final() || too_late || migration.pages_follow() {
             return Err(DaemonError::NotCancellable { id, state });
         }
         migration.cancel();
@@ -254,6 +256,12 @@ fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> Result<Limi
     fault(
         request.channels.is_some_and(|n| !(1..=MAX_CHANNELS).contains(&n)),
         format!("channels is {}; it must be 1 to {MAX_CHANNELS}", request.channels.unwrap_or_default()),
+    );
+    let before = request.verify.unwrap_or(defaults.verify) == Verify::Before;
+    fault(
+        before && request.mode != Mode::Precopy,
+        "verify is `before`; a guest that runs before its memory is there can only be verified `after`"
+            .into(),
     );
     if !faults.is_empty() {
         return Err(DaemonError::Invalid(faults));

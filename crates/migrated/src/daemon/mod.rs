@@ -18,6 +18,7 @@ mod memory;
 mod migrate;
 mod migration;
 mod peers;
+mod postcopy;
 mod process;
 mod resolve;
 mod spec;
@@ -42,6 +43,7 @@ pub use fleet::pool_of;
 pub use host::probe_kvm_at;
 pub use host::{KvmFacts, probe_kvm, read_host_cpu};
 pub use migration::Migration;
+pub use postcopy::pages_follow;
 pub use process::{ProcessId, VmCommand};
 pub use vm::Vm;
 
@@ -153,7 +155,7 @@ impl Daemon {
             name: vm.spec.name.clone(),
             spec: vm.spec.clone(),
             state,
-            error,
+            error: error.or_else(|| self.following_note(vm)),
             pid: vm.pid(),
             created_unix_ms: vm.created_unix_ms(),
             console: Default::default(),

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrated_api::{MigrationState, ResolveAnswer, ResolveRequest};
+use migrated_api::{MigrationRecord, MigrationState, Mode, ResolveAnswer, ResolveRequest};
 use migrated_control::{ClientError, EpochState, Request, Resolution, Response, VmState, read_epoch};
 
 use super::migration::Migration;
@@ -69,18 +69,33 @@ impl Daemon {
 
     /// The source's VM process died when the commit may have been under way, and now its fate is known.
     fn settle_dead(&self, vm: &Vm, migration: &Migration, answer: Resolution) {
-        if answer == Resolution::Committed {
-            self.update(migration, migration.ended(MigrationState::Completed, None));
-            vm.set_state(VmState::MigratedAway, None);
-            self.forget(vm);
-        } else {
-            let (_, reason) = vm.state();
-            let message = format!(
-                "{}; the guest never ran at the destination: it is lost",
-                reason.as_deref().unwrap_or("the VM process died")
-            );
-            self.end(migration, MigrationState::Failed, "vm_process_died", message);
-        }
+        let peer = &migration.peer;
+        let (code, what) = match answer {
+            Resolution::Committed | Resolution::Complete { .. } => {
+                self.update(migration, migration.ended(MigrationState::Completed, None));
+                vm.set_state(VmState::MigratedAway, None);
+                return self.forget(vm);
+            }
+            Resolution::Incomplete => (
+                "vm_process_died",
+                format!(
+                    "the guest runs at {peer} without the pages that only this process had: a vCPU that touches \
+                     one stands still, and nothing can bring the page; make the guest anew"
+                ),
+            ),
+            Resolution::Lost => (
+                "guest_lost",
+                format!(
+                    "the guest ran at {peer} and ended there before all of its memory had come: it is lost"
+                ),
+            ),
+            Resolution::NeverRan | Resolution::Unknown => {
+                ("vm_process_died", "the guest never ran at the destination: it is lost".to_owned())
+            }
+        };
+        let (_, reason) = vm.state();
+        let message = format!("{}; {what}", reason.as_deref().unwrap_or("the VM process died"));
+        self.end(migration, MigrationState::Failed, code, message);
     }
 
     /// Asked by a source: what became of its commit of `epoch`?
@@ -104,7 +119,7 @@ impl Daemon {
             Some((recorded, _)) if recorded != epoch => {
                 Err(unresolved(format!("epoch {recorded} is recorded, not {epoch}")))
             }
-            Some((_, EpochState::Committed)) => Ok(Resolution::Committed),
+            Some((_, EpochState::Committed)) => Ok(came_of(&migration.record())),
             Some((_, EpochState::Armed | EpochState::NeverRan)) => Ok(Resolution::NeverRan),
             Some((_, EpochState::Unknown)) => Err(unresolved(
                 "this host has booted anew since the migration was prepared, and a commit may have been lost with it: \
@@ -112,6 +127,53 @@ impl Daemon {
                     .into(),
             )),
             None => Ok(Resolution::NeverRan),
+        }
+    }
+}
+
+/// What came of a guest that was committed here and whose VM process is gone, or has another migration.
+fn came_of(record: &MigrationRecord) -> Resolution {
+    let arrived = matches!(record.state, Some(MigrationState::Running | MigrationState::Completed));
+    match &record.postcopy {
+        Some(followed) if followed.last_page_ms.is_some() => {
+            Resolution::Complete { pages: followed.missing_pages }
+        }
+        _ if arrived || record.mode == Mode::Precopy => Resolution::Committed,
+        _ => Resolution::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migrated_api::Postcopy;
+
+    use super::*;
+
+    #[test]
+    fn only_a_guest_that_lacked_pages_is_lost_with_its_process() {
+        let record = |mode, state, postcopy| MigrationRecord {
+            mode,
+            state: Some(state),
+            postcopy,
+            ..MigrationRecord::default()
+        };
+        let followed =
+            |last_page_ms| Some(Postcopy { missing_pages: 9, last_page_ms, ..Postcopy::default() });
+        let failed = MigrationState::Failed;
+        for (mode, state, postcopy, expected) in [
+            (Mode::Precopy, failed, None, Resolution::Committed),
+            (Mode::Postcopy, failed, followed(None), Resolution::Lost),
+            (Mode::Hybrid, failed, None, Resolution::Lost),
+            (Mode::Hybrid, MigrationState::Completed, None, Resolution::Committed),
+            (Mode::Hybrid, failed, followed(Some(1.0)), Resolution::Complete { pages: 9 }),
+            (
+                Mode::Postcopy,
+                MigrationState::Completed,
+                followed(Some(1.0)),
+                Resolution::Complete { pages: 9 },
+            ),
+        ] {
+            assert_eq!(came_of(&record(mode, state, postcopy)), expected, "{mode:?} {state}");
         }
     }
 }

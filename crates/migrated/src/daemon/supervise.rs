@@ -11,6 +11,7 @@ use migrated_control::{
 use tokio::sync::mpsc;
 
 use super::death::Death;
+use super::postcopy::pages_follow;
 use super::process::Exit;
 use super::vm::Vm;
 use super::{Daemon, Migration};
@@ -147,8 +148,10 @@ impl Daemon {
             (RecordRole::Source, Some(MigrationState::Settling | MigrationState::Completed)) => {
                 vm.set_state(VmState::MigratedAway, None);
             }
-            (RecordRole::Destination, Some(MigrationState::Running | MigrationState::Completed))
-                if vm.state().0 == VmState::Incoming =>
+            (RecordRole::Destination, Some(state))
+                if vm.state().0 == VmState::Incoming
+                    && (pages_follow(state)
+                        || matches!(state, MigrationState::Running | MigrationState::Completed)) =>
             {
                 vm.set_state(VmState::Running, None);
             }
@@ -220,12 +223,23 @@ impl Daemon {
         let perhaps_committed = matches!(
             migration.state(),
             MigrationState::Precopy
+                | MigrationState::PostcopySetup
                 | MigrationState::StopAndCopy
                 | MigrationState::Switchover
                 | MigrationState::Indeterminate
         );
-        if migration.role() == RecordRole::Source && perhaps_committed {
+        let follow = migration.pages_follow();
+        if migration.role() == RecordRole::Source && (perhaps_committed || follow) {
+            if follow {
+                self.note_lost_source(migration, &death.reason);
+            }
             self.resolve(vm, migration);
+        } else if follow {
+            let message = format!(
+                "{}, before all of the guest's memory had come from {}: no whole copy of it is left",
+                death.reason, migration.peer
+            );
+            self.end(migration, MigrationState::Failed, "guest_lost", message);
         } else {
             let message = format!("{}; the guest was in that process", death.reason);
             self.end(migration, MigrationState::Failed, &death.code, message);

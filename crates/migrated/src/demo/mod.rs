@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use migrated_api::{StartMigration, TransportKind, Verify};
+use migrated_api::{Mode, StartMigration, TransportKind, Verify};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::cli::migrate::ModeArg;
 use crate::cli::output::Output;
 use crate::daemon::probe_kvm;
 use crate::units;
@@ -38,6 +39,9 @@ pub struct DemoArgs {
     /// Shape the link between the hosts to this rate in both directions, e.g. 1gbit. Needs root.
     #[arg(long, value_name = "RATE", value_parser = units::bit_rate)]
     link: Option<u64>,
+    /// How memory is moved. What follows the guest is compared after the switch, else before it.
+    #[arg(long, value_enum, default_value_t)]
+    mode: ModeArg,
     /// Longest time that the guest may stand still, e.g. 50ms [default: 300ms, a daemon's default].
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     max_downtime: Option<Duration>,
@@ -52,10 +56,12 @@ pub struct DemoArgs {
 impl DemoArgs {
     /// The migration that is asked for again and again; where to is filled in each time.
     fn migration(&self) -> StartMigration {
+        let mode = Mode::from(self.mode);
         StartMigration {
+            mode,
             transport: Some(self.transport),
             max_downtime_ms: self.max_downtime.map(|time| time.as_secs_f64() * 1e3),
-            verify: Some(Verify::Before),
+            verify: Some(if mode == Mode::Precopy { Verify::Before } else { Verify::After }),
             ..StartMigration::default()
         }
     }

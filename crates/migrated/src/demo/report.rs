@@ -12,6 +12,8 @@ use crate::units::{show_bit_rate, show_bytes, show_us};
 pub struct DemoReport {
     /// The records of all migrations, as their sources have them, in order.
     migrations: Vec<MigrationRecord>,
+    /// The records of those that completed, as their destinations have them.
+    arrivals: Vec<MigrationRecord>,
     /// What the guest counted, from its boot to the end; none when it could not be found running.
     workload: Option<WorkloadCounters>,
     /// Whether nothing was lost and nothing left behind.
@@ -23,7 +25,7 @@ pub struct DemoReport {
 impl DemoReport {
     /// Judges what was seen; `left` is what went wrong after the guest's end.
     pub fn new(toured: Toured, left: Vec<String>) -> Self {
-        let Toured { migrations, workload, mut problems } = toured;
+        let Toured { migrations, arrivals, workload, mut problems } = toured;
         problems.extend(migrations.iter().enumerate().flat_map(|(n, record)| faults(n + 1, record)));
         if let Some(work) = workload {
             if work.errors != 0 {
@@ -34,12 +36,13 @@ impl DemoReport {
             }
         }
         problems.extend(left);
-        Self { ok: problems.is_empty(), migrations, workload, problems }
+        Self { ok: problems.is_empty(), migrations, arrivals, workload, problems }
     }
 
     /// As text.
     pub fn for_people(&self) -> String {
         let mut parts = vec![self.overview(), self.downtime(), self.iterations()];
+        parts.extend(self.followed());
         if let Some(work) = &self.workload {
             parts.push(format!(
                 "The guest wrote {} pages, found {} errors in its memory, its TSC went backward {} times; \
@@ -64,6 +67,7 @@ impl DemoReport {
             vec![
                 (n + 1).to_string(),
                 record.peer.clone(),
+                format!("{:?}", record.mode).to_lowercase(),
                 record.state.map_or("negotiating", MigrationState::name).to_owned(),
                 show_us(record.setup_ms * 1e3),
                 show_us(record.total_ms * 1e3),
@@ -80,6 +84,7 @@ impl DemoReport {
         let header = [
             "",
             "to",
+            "mode",
             "state",
             "set-up",
             "total",
@@ -121,6 +126,42 @@ impl DemoReport {
             "without verify",
         ];
         table(&header, rows)
+    }
+
+    /// What happened to pages that followed the guest: what was sent and why is known at the source, who waited
+    /// and how long at the destination.
+    fn followed(&self) -> Option<String> {
+        let rows = self.migrations.iter().zip(&self.arrivals).enumerate().filter_map(|(n, (sent, came))| {
+            let (sent, came) = (sent.postcopy.as_ref()?, came.postcopy.as_ref()?);
+            let us = |us: Option<u64>| us.map_or_else(|| "-".into(), |us| show_us(us as f64));
+            let waits = &came.fault_latency;
+            Some(vec![
+                (n + 1).to_string(),
+                sent.missing_pages.to_string(),
+                sent.pages_push.to_string(),
+                sent.pages_fault.to_string(),
+                sent.pages_prefetch.to_string(),
+                came.faults.to_string(),
+                us(waits.quantile_us(0.5)),
+                us(waits.quantile_us(0.99)),
+                us(waits.quantile_us(1.0)),
+                sent.last_page_ms.map_or_else(|| "-".into(), |ms| show_us(ms * 1e3)),
+            ])
+        });
+        let rows: Vec<_> = rows.collect();
+        let header = [
+            "post-copy",
+            "pages",
+            "pushed",
+            "by fault",
+            "prefetched",
+            "faults",
+            "waits p50",
+            "p99",
+            "max",
+            "last page",
+        ];
+        (!rows.is_empty()).then(|| table(&header, rows))
     }
 
     fn iterations(&self) -> String {
@@ -177,7 +218,7 @@ mod tests {
         problems: &[&str],
     ) -> DemoReport {
         let problems = problems.iter().map(|&problem| problem.to_owned()).collect();
-        DemoReport::new(Toured { migrations, workload, problems }, Vec::new())
+        DemoReport::new(Toured { migrations, workload, problems, ..Toured::default() }, Vec::new())
     }
 
     #[test]

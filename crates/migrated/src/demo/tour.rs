@@ -42,6 +42,8 @@ pub struct Tour {
 pub struct Toured {
     /// Each migration's record, as its source has it; after one that did not complete there is none.
     pub migrations: Vec<MigrationRecord>,
+    /// Each one's record as its destination has it, of those that completed.
+    pub arrivals: Vec<MigrationRecord>,
     /// What the guest counted, at the end.
     pub workload: Option<WorkloadCounters>,
     /// Everything that is not as it should be and that no record tells.
@@ -60,11 +62,11 @@ impl Tour {
         for n in 0..self.migrations as usize {
             let (from, to) = (&hosts[n % 2], &hosts[(n + 1) % 2]);
             processes.extend(process_of(&show(from).await?));
-            let record = self.migrate(from, to).await?;
-            let completed = record.state == Some(MigrationState::Completed);
+            let (record, arrival) = self.migrate(from, to).await?;
             toured.migrations.push(record);
-            if !completed {
-                break;
+            match arrival {
+                Some(arrival) => toured.arrivals.push(arrival),
+                None => break,
             }
         }
         look_at_the_end(hosts, &mut toured).await?;
@@ -93,25 +95,27 @@ impl Tour {
         }
     }
 
-    async fn migrate(&self, from: &Host, to: &Host) -> Result<MigrationRecord> {
+    /// One migration's record at its source, and at its destination if the guest came there.
+    async fn migrate(&self, from: &Host, to: &Host) -> Result<(MigrationRecord, Option<MigrationRecord>)> {
         say(&format!("{} -> {}", from.name, to.name));
         let request = StartMigration { to: to.name.into(), ..self.migration.clone() };
         let path = format!("/v1/vms/{NAME}/migrations");
         let begun: MigrationRecord = from.api.post(&path, &request, ApiClient::PATIENCE).await?;
         let ended = progress::watch(&from.api, &begun.id, self.show).await?;
-        if ended.state == Some(MigrationState::Completed) {
-            // Its own end comes a moment later; only then may the guest move on.
-            let arrived = progress::watch(&to.api, &begun.id, false).await?;
-            let there = arrived.state.map_or("nothing", MigrationState::name);
-            ensure!(
-                arrived.state == ended.state,
-                "migration {} completed by {}'s account, by {}'s it is {there}",
-                ended.id,
-                from.name,
-                to.name
-            );
+        if ended.state != Some(MigrationState::Completed) {
+            return Ok((ended, None));
         }
-        Ok(ended)
+        // Its own end comes a moment later; only then may the guest move on.
+        let arrived = progress::watch(&to.api, &begun.id, false).await?;
+        let there = arrived.state.map_or("nothing", MigrationState::name);
+        ensure!(
+            arrived.state == ended.state,
+            "migration {} completed by {}'s account, by {}'s it is {there}",
+            ended.id,
+            from.name,
+            to.name
+        );
+        Ok((ended, Some(arrived)))
     }
 }
 

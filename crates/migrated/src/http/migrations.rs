@@ -3,7 +3,9 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use migrated_api::{MigrationList, MigrationRecord, Problem, StartMigration};
+use migrated_api::{
+    MigrationList, MigrationRecord, Problem, RecoverMigration, StartMigration, StartedMigration,
+};
 
 use super::ApiError;
 use super::extract::{Json, Key};
@@ -15,7 +17,7 @@ use crate::daemon::Daemon;
     post, path = "/v1/vms/{vm}/migrations", tag = "migrations", operation_id = "start_migration",
     params(("vm" = String, Path, description = "Name or id of the VM")), request_body = StartMigration,
     responses(
-        (status = 202, description = "It has begun", body = MigrationRecord),
+        (status = 202, description = "It has begun", body = StartedMigration),
         (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json")
     )
 )]
@@ -26,7 +28,7 @@ pub async fn start(
 ) -> Result<impl IntoResponse, ApiError> {
     let migration = daemon.migrate(&key, request)?;
     let location = [(header::LOCATION, format!("/v1/migrations/{}", migration.id))];
-    Ok((StatusCode::ACCEPTED, location, axum::Json(migration.record())))
+    Ok((StatusCode::ACCEPTED, location, axum::Json(StartedMigration::new(migration.record()))))
 }
 
 /// Lists the migrations that this host took or takes part in.
@@ -73,5 +75,25 @@ pub async fn cancel(
 ) -> Result<(StatusCode, axum::Json<MigrationRecord>), ApiError> {
     let migration = daemon.migration(&id)?;
     daemon.cancel(&migration).await?;
+    Ok((StatusCode::ACCEPTED, axum::Json(migration.record())))
+}
+
+/// Tries at once to reach the destination of a guest whose pages follow it, after the link was lost. It is tried by
+/// itself too, ever more slowly; this is for whoever knows that it can work now, or by another address.
+#[utoipa::path(
+    post, path = "/v1/migrations/{id}/recover", tag = "migrations", operation_id = "recover_migration",
+    params(("id" = String, Path, description = "Id of the migration")), request_body = RecoverMigration,
+    responses(
+        (status = 202, description = "It is tried", body = MigrationRecord),
+        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub async fn recover(
+    State(daemon): State<Arc<Daemon>>,
+    Key(id): Key,
+    Json(request): Json<RecoverMigration>,
+) -> Result<(StatusCode, axum::Json<MigrationRecord>), ApiError> {
+    let migration = daemon.migration(&id)?;
+    daemon.recover(&migration, request.via.as_deref()).await?;
     Ok((StatusCode::ACCEPTED, axum::Json(migration.record())))
 }

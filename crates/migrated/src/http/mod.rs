@@ -61,6 +61,7 @@ fn declared() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(migrations::list))
         .routes(routes!(migrations::show))
         .routes(routes!(migrations::cancel))
+        .routes(routes!(migrations::recover))
         .routes(routes!(events::follow))
         .routes(routes!(incoming::prepare))
         .routes(routes!(incoming::give_up))

@@ -52,6 +52,8 @@ fn status(error: &DaemonError) -> StatusCode {
         | DaemonError::WrongState { .. }
         | DaemonError::MigrationInProgress { .. }
         | DaemonError::NotCancellable { .. }
+        | DaemonError::RunsElsewhere { .. }
+        | DaemonError::NotRecoverable { .. }
         | DaemonError::AdmissionRefused(_) => StatusCode::CONFLICT,
         DaemonError::Invalid(_)
         | DaemonError::PeerUnknown(_)

@@ -1,11 +1,12 @@
 //! What is counted of a migration when it ends.
 
 use metrics::{counter, histogram};
-use migrated_api::{MigrationRecord, MigrationState, RecordRole};
+use migrated_api::{MigrationRecord, MigrationState, Mode, Postcopy, RecordRole};
 
 use super::{
-    BYTES, DIRTY_RATE, DOWNTIME_SECONDS, ITERATIONS, MIGRATION_SECONDS, MIGRATIONS, SETUP_SECONDS,
-    THROUGHPUT, WIRE_RATIO, role,
+    BYTES, DIRTY_RATE, DOWNTIME_SECONDS, ITERATIONS, MIGRATION_SECONDS, MIGRATIONS, POSTCOPY_FAULT_SECONDS,
+    POSTCOPY_FAULTS, POSTCOPY_LINK_LOSSES, POSTCOPY_PAGES, POSTCOPY_SECONDS, SETUP_SECONDS, THROUGHPUT,
+    WIRE_RATIO, role,
 };
 
 /// Counts it, with the recorder that is set.
@@ -13,6 +14,9 @@ pub fn count(record: &MigrationRecord) {
     let outcome = record.state.map_or("unknown", MigrationState::name);
     let mode = mode(record);
     counter!(MIGRATIONS, "role" => role(record.role), "mode" => mode, "outcome" => outcome).increment(1);
+    if let Some(followed) = &record.postcopy {
+        count_followed(record.role, mode, followed);
+    }
     if record.role != RecordRole::Source {
         return;
     }
@@ -27,6 +31,32 @@ pub fn count(record: &MigrationRecord) {
     }
     if record.state == Some(MigrationState::Completed) {
         completed(record, mode);
+    }
+}
+
+fn count_followed(end: RecordRole, mode: &'static str, followed: &Postcopy) {
+    counter!(POSTCOPY_LINK_LOSSES, "role" => role(end)).increment(followed.recoveries.len() as u64);
+    match end {
+        RecordRole::Source => {
+            let pages = [
+                ("push", followed.pages_push),
+                ("fault", followed.pages_fault),
+                ("prefetch", followed.pages_prefetch),
+            ];
+            for (why, pages) in pages {
+                counter!(POSTCOPY_PAGES, "why" => why).increment(pages);
+            }
+            if let Some(ms) = followed.last_page_ms {
+                histogram!(POSTCOPY_SECONDS, "mode" => mode).record(ms / 1e3);
+            }
+        }
+        RecordRole::Destination => {
+            counter!(POSTCOPY_FAULTS).increment(followed.faults);
+            let waits = histogram!(POSTCOPY_FAULT_SECONDS);
+            for (bucket, times) in followed.fault_latency.buckets.iter().enumerate() {
+                waits.record_many((1u64 << bucket) as f64 / 1e6, *times as usize);
+            }
+        }
     }
 }
 
@@ -58,6 +88,8 @@ fn completed(record: &MigrationRecord, mode: &'static str) {
 
 const fn mode(record: &MigrationRecord) -> &'static str {
     match record.mode {
-        migrated_api::Mode::Precopy => "precopy",
+        Mode::Precopy => "precopy",
+        Mode::Postcopy => "postcopy",
+        Mode::Hybrid => "hybrid",
     }
 }

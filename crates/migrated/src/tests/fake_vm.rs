@@ -178,7 +178,7 @@ impl FakeVm {
                 self.set_state(VmState::Running);
                 self.report(MigrationState::Failed, Some("link_lost"));
             }
-            Resolution::Unknown => panic!("a daemon must not bring that"),
+            other => panic!("a daemon must not bring {other:?}"),
         }
     }
 
@@ -307,6 +307,7 @@ impl VmService for Service {
                 std::thread::spawn(move || vm.send(&plan));
             }
             Request::CancelMigration { migration } => return vm.cancel(&migration.to_string()),
+            Request::RecoverMigration { .. } => {}
             Request::MigrationRecord { migration } => {
                 let record = vm.inner.lock().record.clone();
                 if record.id != migration.to_string() {

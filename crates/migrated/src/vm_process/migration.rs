@@ -2,9 +2,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use migrated_control::{Event, PendingResolution};
+use migrated_control::{Event, OtherAddress, PendingResolution, Resolution};
 use migrated_engine::{MigrationRecord, MigrationState};
 use migrated_session::{DestinationRemote, SourceRemote};
+use migrated_transport::Endpoint;
 use migrated_wire::{CommitOutcome, MigrationId};
 
 use super::process::Process;
@@ -21,14 +22,16 @@ pub struct Active {
 }
 
 enum Remote {
-    Source(SourceRemote),
+    /// With where the destination was told to listen.
+    Source(SourceRemote, Endpoint),
     Destination(DestinationRemote),
 }
 
 impl Active {
     /// A migration away from here.
-    pub const fn source(id: MigrationId, peer: String, epoch: u64, remote: SourceRemote) -> Self {
-        Self { id, peer, epoch, remote: Remote::Source(remote) }
+    pub fn source(pending: PendingResolution, endpoint: Endpoint, remote: SourceRemote) -> Self {
+        let PendingResolution { migration: id, epoch, peer } = pending;
+        Self { id, peer, epoch, remote: Remote::Source(remote, endpoint) }
     }
 
     /// A migration to here.
@@ -50,7 +53,7 @@ impl Active {
     /// As far as it got.
     pub fn record(&self) -> MigrationRecord {
         match &self.remote {
-            Remote::Source(remote) => remote.record(),
+            Remote::Source(remote, _) => remote.record(),
             Remote::Destination(remote) => remote.record(),
         }
     }
@@ -58,7 +61,7 @@ impl Active {
     /// Asks for its end; `false` when it is too late.
     pub fn cancel(&self) -> bool {
         match &self.remote {
-            Remote::Source(remote) => remote.cancel(),
+            Remote::Source(remote, _) => remote.cancel(),
             Remote::Destination(remote) => {
                 remote.cancel();
                 true
@@ -69,7 +72,7 @@ impl Active {
     /// A commit whose fate the source doesn't know.
     pub fn unresolved(&self) -> Option<PendingResolution> {
         match &self.remote {
-            Remote::Source(remote) if remote.is_indeterminate() => Some(self.pending()),
+            Remote::Source(remote, _) if remote.is_indeterminate() => Some(self.pending()),
             _ => None,
         }
     }
@@ -80,7 +83,7 @@ impl Active {
 
     /// Brings the source what somebody learnt about its commit.
     pub fn learn(&self, outcome: Option<CommitOutcome>) {
-        if let Remote::Source(remote) = &self.remote {
+        if let Remote::Source(remote, _) = &self.remote {
             remote.resolve(outcome);
         }
     }
@@ -89,8 +92,38 @@ impl Active {
     pub fn destination_remote(&self) -> Option<DestinationRemote> {
         match &self.remote {
             Remote::Destination(remote) => Some(remote.clone()),
-            Remote::Source(_) => None,
+            Remote::Source(..) => None,
         }
+    }
+
+    /// Tries now to reach the destination of a guest whose pages follow it, by another way if one is given. Says
+    /// whether a link is missing; `None` at the destination, which waits for the source to come.
+    pub fn recover(&self, via: Option<OtherAddress>) -> Option<bool> {
+        let Remote::Source(remote, told) = &self.remote else { return None };
+        let endpoint = |via: OtherAddress| Endpoint { addr: via.instead_of(told.addr), ..told.clone() };
+        Some(remote.recover(via.map(endpoint)))
+    }
+
+    /// Whether pages still follow a guest to here, so that it can't go on to another host.
+    pub fn is_arriving(&self) -> bool {
+        matches!(&self.remote, Remote::Destination(remote) if lacks_pages(remote.state()))
+    }
+}
+
+/// Whether the guest runs at the destination and pages are missing there.
+const fn lacks_pages(state: MigrationState) -> bool {
+    use MigrationState as S;
+    matches!(state, S::PostcopyActive | S::PostcopyPaused | S::Recovering)
+}
+
+/// What this destination answers for a commit.
+pub fn resolution(remote: &DestinationRemote, epoch: u64) -> Resolution {
+    match remote.resolve(epoch) {
+        Some(CommitOutcome::Committed) if lacks_pages(remote.state()) => Resolution::Incomplete,
+        Some(CommitOutcome::Committed) => Resolution::Committed,
+        Some(CommitOutcome::Complete { pages }) => Resolution::Complete { pages },
+        Some(CommitOutcome::NeverRan) => Resolution::NeverRan,
+        None => Resolution::Unknown,
     }
 }
 

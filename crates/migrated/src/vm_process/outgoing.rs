@@ -24,6 +24,10 @@ fn default_channels() -> u16 {
 
 /// Begins to send the guest away; the rest is told in events.
 pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), ControlError> {
+    if process.migration.lock().as_ref().is_some_and(Active::is_arriving) {
+        let message = "pages of this VM's memory are still on their way to here; wait until they have come";
+        return Err(errors::conflict("migration_in_progress", message));
+    }
     let transport = incoming::transport(plan.transport, plan.tls.as_ref())?;
     let Some(addr) = plan.endpoints.first().copied() else {
         let message = "the destination named no endpoint to connect to";
@@ -59,19 +63,20 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
         peer: plan.peer.clone(),
     };
     let pending = PendingResolution { migration: plan.migration, epoch: plan.epoch, peer: plan.peer.clone() };
-    let events = process.events.clone();
+    let endpoint = Endpoint { addr, server_name: plan.server_name.clone() };
+    let (events, asked) = (process.events.clone(), pending.clone());
     let (session, remote) = send(SourceRequest {
         migration: plan.migration,
         token: plan.token,
-        peer: Endpoint { addr, server_name: plan.server_name.clone() },
+        peer: endpoint.clone(),
         config,
         record,
         clock: Clock::started_before(
             Duration::try_from_secs_f64(plan.started.elapsed_ms / 1e3).unwrap_or_default(),
         ),
-        seeker: Box::new(move || events.send(Event::NeedsResolution(pending.clone()))),
+        seeker: Box::new(move || events.send(Event::NeedsResolution(asked.clone()))),
     });
-    *process.migration.lock() = Some(Active::source(plan.migration, plan.peer, plan.epoch, remote.clone()));
+    *process.migration.lock() = Some(Active::source(pending, endpoint, remote.clone()));
     let process = Arc::clone(process);
     let spawned = std::thread::Builder::new()
         .name("migration".into())

@@ -2,12 +2,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_control::{
-    ConsoleChunk, ControlError, ErrorKind, ExitReport, Request, Resolution, Response, VmService, VmState,
+    ConsoleChunk, ControlError, ErrorKind, ExitReport, OtherAddress, Request, Resolution, Response,
+    VmService, VmState,
 };
+use migrated_engine::{MigrationState, RecordError};
 use migrated_guest::GuestError;
 use migrated_vmm::Vm;
 use migrated_wire::{CommitOutcome, MigrationId};
 
+use super::migration::{Active, resolution};
 use super::process::Process;
 use super::{describe, errors, outgoing, status};
 
@@ -67,16 +70,21 @@ impl VmService for Service {
                 Ok(Response::Done)
             }
             Request::CancelMigration { migration } => self.cancel(migration),
+            Request::RecoverMigration { migration, via } => self.recover(migration, via),
             Request::MigrationRecord { migration } => {
                 self.with_migration(migration, |active| Ok(Response::Record(Box::new(active.record()))))
             }
             Request::Resolve { migration, epoch } => self.resolve(migration, epoch),
             Request::ResolutionKnown { migration, answer, .. } => self.with_migration(migration, |active| {
-                active.learn(match answer {
-                    Resolution::Committed => Some(CommitOutcome::Committed),
-                    Resolution::NeverRan => Some(CommitOutcome::NeverRan),
-                    Resolution::Unknown => None,
-                });
+                match answer {
+                    Resolution::Committed | Resolution::Incomplete => {
+                        active.learn(Some(CommitOutcome::Committed));
+                    }
+                    Resolution::Complete { pages } => active.learn(Some(CommitOutcome::Complete { pages })),
+                    Resolution::NeverRan => active.learn(Some(CommitOutcome::NeverRan)),
+                    Resolution::Lost => self.lost(active),
+                    Resolution::Unknown => active.learn(None),
+                }
                 Ok(Response::Done)
             }),
         }
@@ -100,7 +108,7 @@ impl Service {
     fn with_migration<T>(
         &self,
         id: MigrationId,
-        f: impl FnOnce(&super::migration::Active) -> Result<T, ControlError>,
+        f: impl FnOnce(&Active) -> Result<T, ControlError>,
     ) -> Result<T, ControlError> {
         match &*self.process.migration.lock() {
             Some(active) if active.id() == id => f(active),
@@ -125,10 +133,38 @@ impl Service {
         let Some(remote) = remote else {
             return Err(errors::conflict("not_destination", "this VM was the migration's source"));
         };
-        Ok(Response::Resolution(match remote.resolve(epoch) {
-            Some(CommitOutcome::Committed) => Resolution::Committed,
-            Some(CommitOutcome::NeverRan) => Resolution::NeverRan,
-            None => Resolution::Unknown,
-        }))
+        Ok(Response::Resolution(resolution(&remote, epoch)))
+    }
+
+    fn recover(&self, migration: MigrationId, via: Option<OtherAddress>) -> Result<Response, ControlError> {
+        let (code, message) = match self.with_migration(migration, |active| Ok(active.recover(via)))? {
+            Some(true) => return Ok(Response::Done),
+            Some(false) => ("migration_not_recoverable", "no link is missing that pages need"),
+            None => ("not_source", "the source comes back to this host; recover the migration there"),
+        };
+        Err(errors::conflict(code, message))
+    }
+
+    /// The guest ran at the destination and can't go on there: what is left here is of an earlier moment, which
+    /// must not come back, so nothing is kept waiting for it.
+    fn lost(&self, active: &Active) {
+        let mut record = active.record();
+        if record.state.is_some_and(|state| state.is_final() || state == MigrationState::Settling) {
+            return;
+        }
+        let message = format!(
+            "the guest ran at {} and its VM process there ended before all of its memory had come: it is lost",
+            record.peer
+        );
+        let phase = record.state.replace(MigrationState::Failed);
+        let code = "guest_lost".to_owned();
+        record.error =
+            Some(RecordError { code: code.clone(), message: message.clone(), phase, details: None });
+        self.process.end(ExitReport {
+            state: VmState::Failed,
+            code,
+            message,
+            record: Some(Box::new(record)),
+        });
     }
 }
