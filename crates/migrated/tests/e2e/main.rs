@@ -12,9 +12,11 @@ mod witness;
 
 mod control;
 mod cpu;
+mod following;
 mod garbage;
 mod kernel;
 mod kills;
 mod links;
 mod moves;
+mod postcopy;
 mod refused;

@@ -37,6 +37,14 @@ impl Netns {
         ip(&["-n", &self.0, "link", "set", LINK, if up { "up" } else { "down" }]);
     }
 
+    /// Lets this end of the link send no more than so many bits a second.
+    pub fn shape(&self, bits_per_second: u64) {
+        let (rate, burst) =
+            (format!("{bits_per_second}bit"), (bits_per_second / 400).max(64 << 10).to_string());
+        let bucket = ["tbf", "rate", &rate, "burst", &burst, "latency", "50ms"];
+        run("tc", &[&["-n", &self.0, "qdisc", "add", "dev", LINK, "root"], &bucket[..]].concat());
+    }
+
     /// A command that will run in here, as the process that it starts.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
@@ -68,8 +76,12 @@ impl Drop for Netns {
 const LINK: &str = "wire";
 
 fn ip(args: &[&str]) {
-    let output = Command::new("ip").args(args).output().unwrap();
-    assert!(output.status.success(), "ip {args:?}: {output:?}");
+    run("ip", args);
+}
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
 }
 
 /// [`Netns::enter`] for who has only the name.
