@@ -26,7 +26,7 @@ pub struct Host {
 
 impl Host {
     /// Starts a daemon with the configuration that lies in `dir`.
-    pub fn start(name: &'static str, netns: Netns, dir: PathBuf, listen: SocketAddr) -> Self {
+    pub fn new(name: &'static str, netns: Netns, dir: PathBuf, listen: SocketAddr) -> Self {
         let api = Api::at(&dir.join("api.sock"));
         let mut host = Self { name, netns, api, url: format!("http://{listen}"), dir, daemon: None };
         host.start_daemon();
@@ -34,8 +34,21 @@ impl Host {
     }
 
     pub fn start_daemon(&mut self) {
+        self.start(self.netns.command(MIGRATED));
+    }
+
+    /// Starts a daemon that has no device and no capability for taking other's page faults.
+    pub fn start_daemon_without_userfaultfd(&mut self) {
+        let deny = "mount --bind /dev/null /dev/userfaultfd && \
+                    exec setpriv --bounding-set=-sys_ptrace --inh-caps=-sys_ptrace -- \"$@\"";
+        // `ip netns exec` gives what it runs a mount namespace of its own.
+        let mut command = self.netns.command("sh");
+        command.args(["-c", deny, "sh", MIGRATED]);
+        self.start(command);
+    }
+
+    fn start(&mut self, mut command: Command) {
         let log = std::fs::File::options().append(true).create(true).open(self.log()).unwrap();
-        let mut command = self.netns.command(MIGRATED);
         command.arg("serve").arg("--config").arg(self.dir.join("host.toml"));
         self.daemon = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         wait_until("the daemon answers", PATIENCE, || {

@@ -41,7 +41,7 @@ impl Lab {
             let more = more.replace("{root}", root.path().to_str().unwrap());
             let config = config(root.path(), name, address, peer, peer_address) + &more;
             std::fs::write(dir.join("host.toml"), config).unwrap();
-            Host::start(name, netns, dir, format!("{address}:{API_PORT}").parse().unwrap())
+            Host::new(name, netns, dir, format!("{address}:{API_PORT}").parse().unwrap())
         };
         let a = start("a", a, ADDRESSES[0], "b", ADDRESSES[1], more_of_a);
         let b = start("b", b, ADDRESSES[1], "a", ADDRESSES[0], more_of_b);

@@ -190,3 +190,23 @@ fn an_owner_may_delete_a_guest_whose_pages_still_follow_it() {
     lab.a.cli(&["vm", "delete", "g"]);
     lab.await_tidy();
 }
+
+#[test]
+fn a_destination_that_may_not_take_page_faults_refuses_before_anything_moves() {
+    require!(Kvm, Netns, Userfaultfd);
+    let mut lab = Lab::new();
+    GUEST.create(&lab.a);
+    lab.b.kill_daemon();
+    lab.b.start_daemon_without_userfaultfd();
+    for mode in ["postcopy", "hybrid"] {
+        let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b", "mode": mode })).id);
+        let error = record.error.as_ref().unwrap();
+        assert_eq!((record.state, error.code.as_str()), (Some(MigrationState::Failed), "preflight_refused"));
+        assert!(error.message.contains("userfaultfd"), "{error:?}");
+        assert_eq!((record.ram.pages_sent, record.downtime_us.total), (0, 0.0), "{record:#?}");
+        lab.await_tidy();
+        assert_runs_only("g", &lab.a, &lab.b);
+    }
+    let (record, _) = move_over(&lab.a, &lab.b, "g", &json!({ "mode": "precopy" }));
+    assert!(record.postcopy.is_none(), "{record:#?}");
+}
