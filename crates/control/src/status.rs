@@ -16,7 +16,8 @@ pub enum VmState {
     Incoming,
     /// Its vCPUs run.
     Running,
-    /// Its vCPUs stand still, because somebody asked or because a migration is about to switch hosts.
+    /// Its vCPUs stand still: somebody asked for that, a migration is about to switch hosts, or the guest runs at
+    /// another host already and this copy is kept for the pages that are missing there.
     Paused,
     /// The guest shut itself down.
     Stopped,

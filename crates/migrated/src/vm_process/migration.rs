@@ -62,6 +62,7 @@ impl Active {
     pub fn cancel(&self) -> bool {
         match &self.remote {
             Remote::Source(remote, _) => remote.cancel(),
+            Remote::Destination(remote) if lacks_pages(remote.state()) => false,
             Remote::Destination(remote) => {
                 remote.cancel();
                 true
