@@ -291,7 +291,12 @@ impl VmService for Service {
                     VmStart::Boot(plan) => plan.cpu.clone(),
                     VmStart::Incoming(plan) => plan.description.cpu.clone(),
                 };
-                let description = description(vm.start.spec().memory_bytes, cpu);
+                let simulated = match &vm.start {
+                    VmStart::Boot(plan) => plan.simulated,
+                    VmStart::Incoming(plan) => plan.simulated,
+                };
+                let description =
+                    GuestDescription { simulated, ..description(vm.start.spec().memory_bytes, cpu) };
                 return Ok(Response::Description(Box::new(description)));
             }
             Request::Pause => vm.set_state(VmState::Paused),

@@ -39,6 +39,14 @@ fn create(host: &Host, baseline: Value) {
     await_ready(host, "g");
 }
 
+/// Moves the guest, which must work.
+#[track_caller]
+fn moves(from: &Host, to: &Host) {
+    let record = from.await_end(&from.migrate("g", &json!({ "to": to.name })).id);
+    assert_eq!((record.state, &record.error), (Some(MigrationState::Completed), &None), "{record:#?}");
+    assert_runs_only("g", to, from);
+}
+
 /// Begins a migration from `a` to `b` that must be refused for the CPU before anything moved.
 #[track_caller]
 fn refused(lab: &Lab) -> (CpuReport, MigrationRecord) {
@@ -77,15 +85,11 @@ fn a_guest_of_an_older_cpu_moves_to_a_newer_one_and_not_back_with_more() {
     create(&lab.a, json!("host"));
     let (admitted, _) = golden("intel-cascadelake", "intel-icelake");
     assert!(admitted, "the committed file says so");
-    let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b" })).id);
-    assert_eq!((record.state, &record.error), (Some(MigrationState::Completed), &None), "{record:#?}");
-    assert_runs_only("g", &lab.b, &lab.a);
+    moves(&lab.a, &lab.b);
     // It has kept its CPU, so it can go home.
     let cpu = lab.b.vm("g").cpu.expect("a VM has a CPU");
     assert!(cpu.simulated && cpu.best.is_some_and(|best| best.starts_with("intel-cascadelake")));
-    let home = lab.b.await_end(&lab.b.migrate("g", &json!({ "to": "a" })).id);
-    assert_eq!(home.state, Some(MigrationState::Completed), "{home:#?}");
-    assert_runs_only("g", &lab.a, &lab.b);
+    moves(&lab.b, &lab.a);
 }
 
 #[test]
@@ -128,8 +132,7 @@ fn a_guest_with_more_than_the_destination_is_refused_with_the_whole_list() {
         &common,
     ]);
     await_ready(&lab.a, "g");
-    let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b" })).id);
-    assert_eq!(record.state, Some(MigrationState::Completed), "{record:#?}");
+    moves(&lab.a, &lab.b);
     assert_eq!(lab.b.vm("g").cpu.unwrap().baseline, common);
 }
 
@@ -224,8 +227,7 @@ fn a_site_s_own_baseline_is_a_file() {
         file,
     ]);
     await_ready(&lab.a, "g");
-    let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b" })).id);
-    assert_eq!(record.state, Some(MigrationState::Completed), "{record:#?}");
+    moves(&lab.a, &lab.b);
 
     std::fs::write(file, "base = \"host\"\nadds = [\"avx\"]\n").unwrap();
     let refused = ["vm", "create", "--name", "h", "--workload", "", "--cpu-baseline", file];
@@ -268,9 +270,7 @@ fn a_guest_of_a_named_baseline_runs_and_moves_on_this_host() {
     create(&lab.a, json!(level));
     let cpu = lab.a.vm("g").cpu.expect("a VM has a CPU");
     assert_eq!((cpu.baseline.as_str(), cpu.simulated), (level.as_str(), false));
-    let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b" })).id);
-    assert_eq!(record.state, Some(MigrationState::Completed), "{record:#?}");
-    assert_runs_only("g", &lab.b, &lab.a);
+    moves(&lab.a, &lab.b);
     assert_eq!(lab.b.vm("g").cpu, Some(cpu));
     let foreign = if shown.vendor == "GenuineIntel" { "amd-zen" } else { "intel-haswell" };
     assert_eq!(lab.a.api.post("/v1/vms", &spec(json!(foreign))).problem(), (422, "cpu_incompatible".into()));
