@@ -71,10 +71,7 @@ impl LinkEvents {
     }
 
     /// The engine, for a channel of the link that is the one.
-    pub(super) fn engine<'a>(
-        &self,
-        shared: &'a Shared,
-    ) -> Result<MutexGuard<'a, Destination>, ChannelFault> {
+    pub(super) fn engine<'a>(&self, shared: &'a Shared) -> Result<MutexGuard<'a, Destination>, ChannelFault> {
         let engine = shared.engine.lock();
         match self.link == shared.link.number.load(Ordering::Relaxed) {
             true => Ok(engine),
