@@ -58,7 +58,7 @@ fn a_guest_runs_before_its_pages_and_sees_what_it_left() {
                 destination.missing_pages,
                 "each page once"
             );
-            assert_eq!(destination.pages_duplicate, 0);
+            assert!(destination.pages_duplicate <= source.requests_duplicate, "{source:?} {destination:?}");
             let whole = ending.record.ram.pages;
             match mode {
                 Mode::Postcopy => assert_eq!(destination.missing_pages, whole),
