@@ -1,6 +1,7 @@
 //! How long threads wait for pages that follow a guest, over TCP on loopback: with the background push at full
 //! rate, and with the push at a limit. `cargo run --release -p migrated-session --example fault_latency [MIB] [VCPUS]`.
 
+#![expect(clippy::print_stdout, reason = "figures are what it is for")]
 #![expect(dead_code, reason = "what the tests alone need of their rig")]
 
 #[path = "../tests/sessions/guest.rs"]

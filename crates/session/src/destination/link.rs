@@ -91,7 +91,6 @@ impl NewLink {
     /// Takes the place of the old link, if the engine still cares for one.
     pub(super) fn replace(self, shared: &Arc<Shared>, inbox: &Sender<Happening>) {
         let Self { sender, receiver, lanes } = self;
-        shared.link.hang_up();
         let number = {
             let mut engine = shared.engine.lock();
             if !super::is_draining(engine.state()) {
@@ -103,6 +102,8 @@ impl NewLink {
             number
         };
         tracing::info!("the source is back");
+        // Pages that old channels are still to bring are given back.
+        shared.link.hang_up();
         let events = LinkEvents { link: number, inbox: inbox.clone() };
         shared.link.set_control(sender);
         reader::start(shared, events.clone(), receiver);
