@@ -126,18 +126,18 @@ fn wherever_the_control_channel_breaks_one_copy_runs_and_it_is_whole() {
         let calm = migrate(&small(mode), |_, _| {});
         check(&calm);
         assert!(calm.record.postcopy.is_some(), "{mode:?}: {:?}", calm.record.decisions);
-        let (mut kept, mut asked, mut recovered) = (0, 0, 0);
+        let (mut kept, mut asked) = (0, 0);
         for (direction, range) in SWEEP {
-            for after in range.step_by(5) {
+            for after in range.step_by(3) {
                 let ending = migrate(&Case { cut: Some(Cut { direction, after }), ..small(mode) }, |_, _| {});
                 check(&ending);
                 let decided = |what: &str| ending.record.decisions.iter().any(|d| d.decision == what);
                 kept += usize::from(matches!(ending.source, SourceEnd::Kept(..)));
                 asked += usize::from(decided("ask_destination"));
-                recovered += usize::from(decided("recovered"));
             }
         }
-        assert!(kept > 0 && asked > 0 && recovered > 0, "{mode:?}: {kept} {asked} {recovered}");
+        // The sweep went over the commit.
+        assert!(kept > 0 && asked > 0, "{mode:?}: {kept} kept, {asked} asked");
     }
 }
 
