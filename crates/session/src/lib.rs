@@ -5,6 +5,18 @@
 //! channel has a thread that pulls batches from the engine (source) or frames from the network
 //! (destination) and touches the lock twice a batch. Back-pressure is the socket's: a page thread that
 //! can't send asks for no more work.
+//!
+//! # When pages follow the guest
+//!
+//! A vCPU that waits for a page waits for threads: each one that has to wake costs tens of microseconds. At the
+//! destination one thread reads faults and sends requests itself. At the source the thread that reads the control
+//! channel feeds a request itself, and the urgent channel has a thread of its own. The page comes back to a
+//! thread that places it and wakes the vCPU. The sessions' own threads are not on this way, so that nothing
+//! waits for what they do meanwhile: restoring state that lies in a missing page, for one.
+//!
+//! When the link is lost, the source opens all channels again, once the threads of the old ones have ended; the
+//! destination takes all of them at once for the old ones and drops what those still report. Nothing of
+//! an old link is fed then, and what its threads had claimed is placed or given back.
 
 mod clock;
 mod destination;

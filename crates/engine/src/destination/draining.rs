@@ -4,7 +4,6 @@ use migrated_wire::{PageSetPiece, ToDestination, ToSource, VerifyWhen, bounded_t
 
 use super::common::Common;
 use super::demand::Demand;
-use super::lanes::Lanes;
 use super::running::Running;
 use super::{DestinationAction, DestinationEvent, FailureCode, State};
 use crate::record::{MigrationState, RecordError};
@@ -170,7 +169,6 @@ impl Draining {
         if let Some(summary) = self.summary {
             common.send(summary);
         }
-        let lanes = Lanes::at(self.channels, self.demand.iteration() + 1);
-        State::Running(Box::new(Running::begin(lanes, self.verify)))
+        State::Running(Box::new(Running::after(self.demand.iteration(), self.channels, self.verify)))
     }
 }

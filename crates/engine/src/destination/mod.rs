@@ -245,7 +245,7 @@ impl Destination {
     /// # Errors
     /// [`WireError`] for a frame of another iteration, an unknown channel, or a kind that isn't due.
     pub fn admit(&self, channel: u16, head: &FrameHead) -> Result<Due, WireError> {
-        if self.state.demand().is_some() {
+        if self.state.demand().is_some() || self.is_late(head) {
             return self.admit_urgent(head);
         }
         let (lanes, kind) = match &self.state {
@@ -277,8 +277,13 @@ impl Destination {
                 Ok(Due::Following)
             }
             Some(_) => Err(misplaced(head, "only pages of this link follow the guest")),
+            None if self.is_late(head) => Ok(Due::Following),
             None => Err(misplaced(head, "no pages follow the guest now")),
         }
+    }
+
+    fn is_late(&self, head: &FrameHead) -> bool {
+        matches!(&self.state, State::Running(state) if state.is_late(head))
     }
 
     /// Takes what this channel is to place of a frame's pages, which are then nobody else's; appended to

@@ -1,4 +1,4 @@
-use migrated_wire::{ToDestination, ToSource, VerifyWhen};
+use migrated_wire::{FrameHead, FrameKind, ToDestination, ToSource, VerifyWhen};
 
 use super::common::Common;
 use super::lanes::{Lanes, Mark};
@@ -8,6 +8,8 @@ use crate::record::Verify;
 /// The guest runs here; nothing that happens to the link can change that.
 pub(super) struct Running {
     lanes: Lanes,
+    /// The iteration of pages that followed the guest: some were sent twice and may still come.
+    late: Option<u32>,
     hashes_sent: Option<u64>,
     hashes_here: bool,
     compares: bool,
@@ -15,7 +17,18 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn begin(lanes: Lanes, verify: VerifyWhen) -> Self {
-        Self { lanes, hashes_sent: None, hashes_here: false, compares: verify == VerifyWhen::After }
+        let compares = verify == VerifyWhen::After;
+        Self { lanes, late: None, hashes_sent: None, hashes_here: false, compares }
+    }
+
+    /// All pages that followed the guest in this iteration are here.
+    pub(super) fn after(iteration: u32, channels: u16, verify: VerifyWhen) -> Self {
+        Self { late: Some(iteration), ..Self::begin(Lanes::at(channels, iteration + 1), verify) }
+    }
+
+    /// Whether the frame brings pages that are here already.
+    pub(super) fn is_late(&self, head: &FrameHead) -> bool {
+        head.kind == FrameKind::Pages && self.late == Some(head.iteration)
     }
 
     pub(super) const fn lanes(&self) -> &Lanes {

@@ -18,9 +18,12 @@ const WINDOWS: usize = 8;
 ///
 /// A page is handed out once on a link: to the urgent channel when it was asked for, or lies where the next
 /// fault is expected, else to any page channel. The push starts just behind the last fault and wraps around:
-/// what lies there is what the guest is likely to touch next. A request for a page that was handed out already
-/// needs no answer: the page is on its way. When the link was lost, what counts is the destination's received
-/// map, see [`Drain::restart`].
+/// what lies there is what the guest is likely to touch next. When the link was lost, what counts is the
+/// destination's received map, see [`Drain::restart`].
+///
+/// A page that is asked for while it is on its way on a page channel goes once more, on the urgent one: in the
+/// buffers of a busy page channel it may be behind megabytes, which is tens of milliseconds. Whichever comes
+/// first is placed, the other is thrown away. So the destination may have everything before all of that has come.
 #[derive(Debug)]
 pub(super) struct Drain {
     /// The iteration that this link's frames carry.
@@ -36,13 +39,19 @@ pub(super) struct Drain {
     cursor: (BlockId, u64),
     /// Asked for and not handed out; not in `pending`.
     urgent: VecDeque<(BlockId, u64)>,
+    /// Asked for after a page channel had taken it.
+    again: VecDeque<(BlockId, u64)>,
+    /// What the urgent channel has or will have taken on this link.
+    by_urgent: PageSet,
     /// The one of the last fault is at the back.
     windows: VecDeque<Window>,
     prefetch: Prefetch,
 }
 
 impl Drain {
-    pub(super) const fn new(iteration: u32, missing: PageSet) -> Self {
+    pub(super) fn new(iteration: u32, missing: PageSet) -> Self {
+        let mut by_urgent = missing.clone();
+        by_urgent.clear();
         Self {
             iteration,
             missing: missing.len(),
@@ -51,6 +60,8 @@ impl Drain {
             pending: missing,
             cursor: (BlockId(0), 0),
             urgent: VecDeque::new(),
+            again: VecDeque::new(),
+            by_urgent,
             windows: VecDeque::new(),
             prefetch: Prefetch::new(),
         }
@@ -75,7 +86,8 @@ impl Drain {
             }
             asked = asked.saturating_add(run.count);
         }
-        if asked > MAX_OUTSTANDING as u64 || asked + self.urgent.len() as u64 > MAX_OUTSTANDING as u64 {
+        let waiting = (self.urgent.len() + self.again.len()) as u64;
+        if asked.saturating_add(waiting) > MAX_OUTSTANDING as u64 {
             return Err(format!("it asks for more than {MAX_OUTSTANDING} pages at a time"));
         }
         for run in pages {
@@ -86,10 +98,15 @@ impl Drain {
 
     fn request_page(&mut self, block: BlockId, page: u64, counts: &mut Postcopy) {
         counts.faults += 1;
-        if self.pending.remove(PageRun { block, first: page, count: 1 }) == 1 {
+        let run = PageRun { block, first: page, count: 1 };
+        let is_first = self.by_urgent.insert(run) == 1;
+        if self.pending.remove(run) == 1 {
             self.urgent.push_back((block, page));
         } else {
             counts.requests_duplicate += 1;
+            if is_first {
+                self.again.push_back((block, page));
+            }
         }
         let window = self.prefetch.on_fault(block, page);
         self.cursor = (window.block(), window.end());
@@ -102,13 +119,16 @@ impl Drain {
     /// Work for the urgent channel: what was asked for, then what probably will be.
     pub(super) fn take_urgent(&mut self, counts: &mut Postcopy, out: &mut Vec<PageRun>) -> bool {
         let asked = self.urgent.len().min(URGENT_PAGES as usize);
-        if asked > 0 {
-            self.urgent.drain(..asked).for_each(|(block, page)| append_page(out, block, page));
+        let again = self.again.len().min(URGENT_PAGES as usize - asked);
+        if asked + again > 0 {
+            let pages = self.urgent.drain(..asked).chain(self.again.drain(..again));
+            pages.for_each(|(block, page)| append_page(out, block, page));
             counts.pages_fault += asked as u64;
             return true;
         }
         while let Some(window) = self.windows.back_mut() {
             let ahead = window.take(&mut self.pending, URGENT_PAGES, out);
+            out.iter().for_each(|run| _ = self.by_urgent.insert(*run));
             if window.is_empty() {
                 self.windows.pop_back();
             }
@@ -143,6 +163,8 @@ impl Drain {
         }
         self.pending = pending;
         self.urgent.clear();
+        self.again.clear();
+        self.by_urgent.clear();
         self.windows.clear();
     }
 }
@@ -184,8 +206,9 @@ mod tests {
         assert!(!drain.take_urgent(&mut counts, &mut out));
         assert!(drain.take_push(&mut counts, &mut out));
         assert_eq!(take(&mut out), Some(run(0, 0, 64)));
-        // Two vCPUs fault, one of them on what is on its way.
-        drain.request(&[run(1, 5000, 1), run(0, 3, 1), run(1, 5000, 1)], &layout(), &mut counts).unwrap();
+        // Two vCPUs fault on the same page, another on what is to come on the urgent channel.
+        drain.request(&[run(1, 5000, 1), run(1, 5000, 1)], &layout(), &mut counts).unwrap();
+        drain.request(&[run(1, 5000, 1)], &layout(), &mut counts).unwrap();
         assert_eq!((counts.faults, counts.requests_duplicate), (3, 2));
         drain.request(&[run(1, 9990, 1)], &layout(), &mut counts).unwrap();
         assert!(drain.take_urgent(&mut counts, &mut out));
@@ -200,6 +223,25 @@ mod tests {
         assert_eq!(drain.remaining(), 0);
         assert_eq!(counts.pages_push + counts.pages_fault + counts.pages_prefetch, 10_100);
         assert_eq!(seen.len(), 10_100);
+    }
+
+    #[test]
+    fn what_is_in_a_page_channel_s_queue_overtakes_itself_once() {
+        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout())), Postcopy::default());
+        let mut out = Vec::new();
+        assert!(drain.take_push(&mut counts, &mut out));
+        let remaining = drain.remaining();
+        for _ in 0..2 {
+            drain.request(&[run(0, 3, 1)], &layout(), &mut counts).unwrap();
+        }
+        assert_eq!((drain.remaining(), counts.requests_duplicate), (remaining, 2), "it is not owed twice");
+        out.clear();
+        assert!(drain.take_urgent(&mut counts, &mut out));
+        assert_eq!((out.as_slice(), counts.pages_fault), ([run(0, 3, 1)].as_slice(), 0));
+        drain.request(&[run(0, 3, 1)], &layout(), &mut counts).unwrap();
+        out.clear();
+        while drain.take_urgent(&mut counts, &mut out) {}
+        assert!(!out.contains(&run(0, 3, 1)), "{out:?}");
     }
 
     #[test]

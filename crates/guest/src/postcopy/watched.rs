@@ -47,7 +47,11 @@ impl WatchedRam {
         let Watch { ram, released, .. } = &*self.watch;
         if !released.swap(true, Ordering::AcqRel) {
             for block in ram.layout().ids() {
-                self.watch.uffd().unregister(ram.mapping(block))?;
+                let (uffd, mapping) = (self.watch.uffd(), ram.mapping(block));
+                uffd.unregister(mapping)?;
+                // The kernel wakes only those that were queued before it let go, and not for every mode. Now
+                // nobody can be queued any more.
+                uffd.wake(mapping, 0, mapping.size())?;
             }
         }
         Ok(())

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use migrated_engine::destination::DestinationEvent;
 use migrated_transport::{
-    ControlReceiver, ControlSender, DataReceiver, Gate, Hangup, Incoming, Listener, MigrationGate, TransportError,
+    ControlReceiver, ControlSender, DataReceiver, Gate, Hangup, Incoming, Listener, MigrationGate,
+    TransportError,
 };
 use migrated_wire::{
     ChannelRole, MAX_MESSAGE, MigrationId, Refusal, RefusalCode, ToDestination, ToSource, Token,

@@ -41,7 +41,9 @@ impl PageThread {
             let failed = |error: migrated_guest::PostcopyError| ChannelFault::Lost(error.to_string());
             claim.place(&mut placed).map_err(failed)?;
             let data = placed.len();
-            of(PageClass::Zero).try_for_each(|run| following.ram.place_zero(run, &mut placed)).map_err(failed)?;
+            of(PageClass::Zero)
+                .try_for_each(|run| following.ram.place_zero(run, &mut placed))
+                .map_err(failed)?;
             if verify == VerifyWhen::After {
                 placed[data..].iter().for_each(|run| shared.hashes.record_zero(*run));
             }

@@ -3,14 +3,12 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use migrated_engine::destination::DestinationEvent;
-use migrated_guest::{
-    FaultStop, GuestError, IncomingGuest, PreparedPostcopy, SectionId, StateSection,
-};
+use migrated_guest::{FaultStop, GuestError, IncomingGuest, PreparedPostcopy, SectionId, StateSection};
 use migrated_pages::PageSet;
 use migrated_wire::{CommitOutcome, Section};
 
-use super::faults::{self, Following};
 use super::Shared;
+use super::faults::{self, Following};
 
 /// What the session's thread holds while it carries out actions.
 pub(super) struct Hands<I: IncomingGuest, R> {

@@ -71,10 +71,7 @@ impl LinkEvents {
     }
 
     /// The engine, for a channel of the link that is the one.
-    pub(super) fn engine<'a>(
-        &self,
-        shared: &'a Shared,
-    ) -> Result<MutexGuard<'a, Destination>, ChannelFault> {
+    pub(super) fn engine<'a>(&self, shared: &'a Shared) -> Result<MutexGuard<'a, Destination>, ChannelFault> {
         let engine = shared.engine.lock();
         match self.link == shared.link.number.load(Ordering::Relaxed) {
             true => Ok(engine),
@@ -94,7 +91,6 @@ impl NewLink {
     /// Takes the place of the old link, if the engine still cares for one.
     pub(super) fn replace(self, shared: &Arc<Shared>, inbox: &Sender<Happening>) {
         let Self { sender, receiver, lanes } = self;
-        shared.link.hang_up();
         let number = {
             let mut engine = shared.engine.lock();
             if !super::is_draining(engine.state()) {
@@ -106,6 +102,8 @@ impl NewLink {
             number
         };
         tracing::info!("the source is back");
+        // Pages that old channels are still to bring are given back.
+        shared.link.hang_up();
         let events = LinkEvents { link: number, inbox: inbox.clone() };
         shared.link.set_control(sender);
         reader::start(shared, events.clone(), receiver);

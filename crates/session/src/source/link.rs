@@ -61,7 +61,12 @@ impl OpenedLink {
     }
 
     /// Starts the threads: one that turns the destination's messages into events, and one for each page channel.
-    pub(super) fn start(self, shared: &Arc<Shared>, events: &Sender<Happening>, ram: &GuestRam) -> SourceLink {
+    pub(super) fn start(
+        self,
+        shared: &Arc<Shared>,
+        events: &Sender<Happening>,
+        ram: &GuestRam,
+    ) -> SourceLink {
         let Self { sender, mut receiver, lanes } = self;
         let mut hangups = vec![sender.hangup()];
         let mut threads = Vec::with_capacity(lanes.len() + 1);

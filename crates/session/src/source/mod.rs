@@ -233,12 +233,7 @@ impl SourceSession {
     }
 
     /// Carries out all actions. One that concerns the guest is answered before the next is looked at.
-    fn act<G: Guest>(
-        &self,
-        holder: &mut Holder<G>,
-        channels: &mut Channels,
-        transport: &Arc<dyn Transport>,
-    ) {
+    fn act<G: Guest>(&self, holder: &mut Holder<G>, channels: &mut Channels, transport: &Arc<dyn Transport>) {
         let shared = &self.remote.shared;
         loop {
             let Some(action) = shared.engine.lock().poll_action() else { break };

@@ -1,6 +1,7 @@
 //! A guest whose RAM is real memory and whose writes come at known moments: right after each harvest, as
 //! those of a guest that runs on while its pages are read.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Instant;
@@ -11,7 +12,7 @@ use migrated_guest::{
 use migrated_pages::{BlockId, PAGE_SIZE, PageRun, PageSet};
 use migrated_testkit::Rng;
 use parking_lot::Mutex;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// How many copies run, and whether there were ever two.
 #[derive(Debug, Default)]
@@ -39,11 +40,17 @@ impl Runners {
     }
 }
 
-/// RAM of `pages` pages, in two blocks when there are enough.
+/// RAM of `pages` pages in two memfds, as a VMM has it.
 pub fn ram(pages: usize) -> GuestRam {
     let low = pages / 2;
-    let ranges = [(GuestAddress(0), low * PAGE_SIZE), (GuestAddress(1 << 32), (pages - low) * PAGE_SIZE)];
-    GuestRam::new(GuestMemoryMmap::from_ranges(&ranges).unwrap()).unwrap()
+    let region = |(base, pages): (u64, usize)| {
+        let file = File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len((pages * PAGE_SIZE) as u64).unwrap();
+        let file = Some(FileOffset::new(file, 0));
+        GuestRegionMmap::from_range(GuestAddress(base), pages * PAGE_SIZE, file).unwrap()
+    };
+    let regions = [(0, low), (1 << 32, pages - low)].into_iter().map(region).collect();
+    GuestRam::new(GuestMemoryMmap::from_regions(regions).unwrap()).unwrap()
 }
 
 /// All of RAM's contents.
@@ -100,6 +107,8 @@ pub struct StoppedGuest(Arc<Shared>);
 pub struct EmptyGuest {
     shared: Arc<Shared>,
     pub restore_fails: bool,
+    /// Restoring reads each of these pages first, as KVM reads some that hold state.
+    pub restore_reads: Vec<PageRun>,
 }
 
 impl RunningGuest {
@@ -114,7 +123,11 @@ impl RunningGuest {
 
 impl EmptyGuest {
     pub fn new(pages: usize, runners: &Arc<Runners>) -> Self {
-        Self { shared: Arc::new(shared(pages, 0, 1, runners)), restore_fails: false }
+        Self {
+            shared: Arc::new(shared(pages, 0, 1, runners)),
+            restore_fails: false,
+            restore_reads: Vec::new(),
+        }
     }
 }
 
@@ -199,6 +212,8 @@ impl IncomingGuest for EmptyGuest {
     fn restore(&mut self, sections: Vec<StateSection>) -> Result<(), GuestError> {
         let refuse =
             |reason: &str| Err(GuestError::Section { section: "cpu/0 v1".into(), reason: reason.to_owned() });
+        let mut byte = [0];
+        self.restore_reads.iter().for_each(|run| _ = self.shared.ram.slice(*run).copy_to(&mut byte));
         if self.restore_fails {
             return refuse("made to fail");
         }

@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use migrated_engine::destination::DestinationConfig;
 use migrated_engine::source::SourceConfig;
-use migrated_engine::{Limits, MigrationRecord};
+use migrated_engine::{Limits, MigrationRecord, Mode};
 use migrated_guest::{Guest, IncomingGuest};
+use migrated_pages::PageRun;
 use migrated_session::{
     Clock, DestinationEnd, DestinationRemote, DestinationRequest, EpochLog, SourceEnd, SourceRemote,
     SourceRequest, receive, send,
 };
+use migrated_tcp::TcpTransport;
 use migrated_transport::memory::{Cut, MemoryTransport};
 use migrated_transport::{
     Capabilities, DataSender, Endpoint, Listener, OpenedControl, Transport, TransportError,
@@ -26,20 +28,36 @@ use migrated_wire::{
 use parking_lot::Mutex;
 
 use crate::guest::{EmptyGuest, Runners, RunningGuest, contents, section};
+use crate::vcpus::{Vcpus, Writes};
 
 pub const EPOCH: u64 = 3;
 const MIGRATION: MigrationId = MigrationId([5; 16]);
 const TOKEN: Token = Token([6; 32]);
+
+/// What the ends are connected by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    Memory,
+    Tcp,
+}
 
 /// What is to be different from a calm migration.
 #[derive(Clone)]
 pub struct Case {
     pub pages: usize,
     pub channels: u16,
+    pub mode: Mode,
+    /// Threads that touch the guest's RAM from the moment that it runs at the destination.
+    pub vcpus: usize,
+    pub network: Network,
+    /// Why post-copy is not possible at the destination.
+    pub no_postcopy: Option<String>,
+    /// Pages that restoring state reads.
+    pub restore_reads: Vec<PageRun>,
     pub writes_per_harvest: u64,
     pub verify: VerifyWhen,
     pub limits: Limits,
-    /// Where the control channel breaks. Questions about a commit get through.
+    /// Where the first control channel breaks. Questions about a commit get through.
     pub cut: Option<Cut>,
     pub restore_fails: bool,
     pub record_fails: bool,
@@ -51,6 +69,11 @@ impl Default for Case {
         Self {
             pages: 300,
             channels: 2,
+            mode: Mode::Precopy,
+            vcpus: 0,
+            network: Network::Memory,
+            no_postcopy: None,
+            restore_reads: Vec::new(),
             writes_per_harvest: 20,
             verify: VerifyWhen::Before,
             limits: Limits::default(),
@@ -70,9 +93,12 @@ pub struct Ending {
     pub destination_record: MigrationRecord,
     pub runners: Arc<Runners>,
     pub committed: Option<u64>,
-    /// Memory as it was at the source when it ended there, and at the destination when it began to run.
+    /// Memory as it was at the source when it ended there, and at the destination when it began to run; with
+    /// vCPUs, when they had ended.
     pub source_ram: Vec<Vec<u8>>,
     pub destination_ram: Option<Vec<Vec<u8>>>,
+    /// What vCPUs wrote.
+    pub writes: Writes,
 }
 
 struct Epochs {
@@ -117,7 +143,7 @@ impl Daemon {
 /// The in-memory transport with a control channel that breaks.
 struct Fragile {
     inner: MemoryTransport,
-    cut: Option<Cut>,
+    cut: Mutex<Option<Cut>>,
 }
 
 impl Transport for Fragile {
@@ -135,11 +161,10 @@ impl Transport for Fragile {
         hello: &Hello,
         deadline: Instant,
     ) -> Result<OpenedControl, TransportError> {
-        match self.cut {
-            Some(cut) if hello.role == ChannelRole::Control => {
-                self.inner.with_cut(cut).connect_control(peer, hello, deadline)
-            }
-            _ => self.inner.connect_control(peer, hello, deadline),
+        let cut = if hello.role == ChannelRole::Control { self.cut.lock().take() } else { None };
+        match cut {
+            Some(cut) => self.inner.with_cut(cut).connect_control(peer, hello, deadline),
+            None => self.inner.connect_control(peer, hello, deadline),
         }
     }
 
@@ -162,19 +187,42 @@ impl Transport for Fragile {
     }
 }
 
+/// What a test can do to a migration that goes on.
+pub struct Hold<'a> {
+    pub source: &'a SourceRemote,
+    pub destination: &'a DestinationRemote,
+    network: &'a MemoryTransport,
+}
+
+impl Hold<'_> {
+    /// Breaks all channels; new ones can be opened.
+    pub fn cut(&self) {
+        self.network.break_all();
+    }
+}
+
 /// Runs a migration to its end. `meanwhile` has both remotes as soon as they exist.
 pub fn migrate(case: &Case, meanwhile: impl FnOnce(&SourceRemote, &DestinationRemote)) -> Ending {
+    migrate_held(case, |hold| meanwhile(hold.source, hold.destination))
+}
+
+/// As [`migrate`].
+pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
     let runners = Arc::new(Runners::default());
     let guest = RunningGuest::new(case.pages, case.writes_per_harvest, 42, &runners);
     let mut empty = EmptyGuest::new(case.pages, &runners);
     empty.restore_fails = case.restore_fails;
+    empty.restore_reads.clone_from(&case.restore_reads);
     let identity = GuestIdentity {
         layout: guest.ram().layout().clone(),
         sections: vec![SectionName { kind: section().kind, instance: 0, version: 1 }],
         cpu: Bytes::new(),
     };
     let network = MemoryTransport::new();
-    let transport: Arc<dyn Transport> = Arc::new(Fragile { inner: network, cut: case.cut });
+    let transport: Arc<dyn Transport> = match case.network {
+        Network::Memory => Arc::new(Fragile { inner: network.clone(), cut: Mutex::new(case.cut) }),
+        Network::Tcp => Arc::new(TcpTransport::plain()),
+    };
     let listener = transport.listen(IpAddr::V4(Ipv4Addr::LOCALHOST), 0..=0, MIGRATION).unwrap();
     let peer = Endpoint { addr: listener.local_addr(), server_name: None };
 
@@ -185,6 +233,7 @@ pub fn migrate(case: &Case, meanwhile: impl FnOnce(&SourceRemote, &DestinationRe
         identity: identity.clone(),
         epoch: case.destination_epoch,
         rehearsal: Duration::ZERO,
+        postcopy: case.no_postcopy.clone().map_or(Ok(()), Err),
         patience: Duration::from_secs(30),
         peer: "source".into(),
     };
@@ -203,6 +252,7 @@ pub fn migrate(case: &Case, meanwhile: impl FnOnce(&SourceRemote, &DestinationRe
     let config = SourceConfig {
         identity,
         epoch: EPOCH,
+        mode: case.mode,
         channels: case.channels,
         verify: case.verify,
         limits: case.limits,
@@ -217,19 +267,23 @@ pub fn migrate(case: &Case, meanwhile: impl FnOnce(&SourceRemote, &DestinationRe
     let (sending, source_remote) = send(request);
     daemon.source.set(source_remote.clone()).ok().expect("set once");
 
-    let source_ram = guest.ram().clone();
-    let (source, (destination, destination_ram)) = thread::scope(|scope| {
+    let (source_ram, destination_ram) = (guest.ram().clone(), empty.ram().clone());
+    let (source, (destination, at_start, vcpus)) = thread::scope(|scope| {
         let destination = scope.spawn(|| {
-            let mut at_start = None;
-            let running = |guest: RunningGuest| at_start = Some(contents(guest.ram()));
+            let (mut at_start, mut vcpus) = (None, None);
+            let running = |guest: RunningGuest| match case.vcpus {
+                0 => at_start = Some(contents(guest.ram())),
+                count => vcpus = Some(Vcpus::start(count, guest.ram(), &source_ram)),
+            };
             let end = receiving.run(empty, listener, running, || {});
             daemon.process_ended.store(true, Ordering::SeqCst);
-            (end, at_start)
+            (end, at_start, vcpus)
         });
         let source = scope.spawn(|| sending.run(guest, &transport, || {}));
-        meanwhile(&source_remote, &destination_remote);
+        meanwhile(&Hold { source: &source_remote, destination: &destination_remote, network: &network });
         (source.join().unwrap(), destination.join().unwrap())
     });
+    let writes = vcpus.map(Vcpus::stop);
     let committed = *committed.lock();
     Ending {
         source,
@@ -239,6 +293,7 @@ pub fn migrate(case: &Case, meanwhile: impl FnOnce(&SourceRemote, &DestinationRe
         runners,
         committed,
         source_ram: contents(&source_ram),
-        destination_ram,
+        destination_ram: at_start.or_else(|| writes.is_some().then(|| contents(&destination_ram))),
+        writes: writes.unwrap_or_default(),
     }
 }

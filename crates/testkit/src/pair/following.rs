@@ -25,8 +25,9 @@ pub(super) struct Following {
     /// Memory as the guest must see it, once it runs: the source's at the pause, and its own writes.
     expected: Vec<Vec<u64>>,
     blocked: [Option<Touch>; VCPUS],
-    /// Pages that the source sent on this link.
+    /// Pages that the source sent on this link, on any channel and on the urgent one.
     sent: PageSet,
+    sent_urgent: PageSet,
     frames: u64,
 }
 
@@ -45,6 +46,7 @@ impl Following {
             expected: Vec::new(),
             blocked: [None; VCPUS],
             sent: nothing.clone(),
+            sent_urgent: nothing.clone(),
             frames: 0,
         }
     }
@@ -145,18 +147,31 @@ impl Pair {
         }
     }
 
-    /// The source sends a page for the first time on this link.
-    pub(super) fn note_sent(&mut self, runs: &[PageRun]) -> Result<(), String> {
-        self.following.frames += 1;
-        if self.scenario.faults.contains(&Fault::CutAtFollowing(self.following.frames)) {
-            self.cut();
-        }
+    /// The source sends pages on a page channel: for the first time on this link.
+    pub(super) fn note_pushed(&mut self, runs: &[PageRun]) -> Result<(), String> {
+        self.note_frame();
         let again = runs.iter().find(|run| self.following.sent.insert(**run) != run.count);
         again.map_or(Ok(()), |run| Err(format!("{run:?} was sent twice on one link")))
     }
 
+    /// The source sends pages on the urgent channel: once each, though a page channel may have them as well.
+    pub(super) fn note_urgent(&mut self, runs: &[PageRun]) -> Result<(), String> {
+        self.note_frame();
+        runs.iter().for_each(|run| _ = self.following.sent.insert(*run));
+        let again = runs.iter().find(|run| self.following.sent_urgent.insert(**run) != run.count);
+        again.map_or(Ok(()), |run| Err(format!("{run:?} was sent twice on the urgent channel of one link")))
+    }
+
+    fn note_frame(&mut self) {
+        self.following.frames += 1;
+        if self.scenario.faults.contains(&Fault::CutAtFollowing(self.following.frames)) {
+            self.cut();
+        }
+    }
+
     pub(super) fn forget_sent(&mut self) {
         self.following.sent.clear();
+        self.following.sent_urgent.clear();
     }
 
     /// A frame begins to be placed; others come before it is done.

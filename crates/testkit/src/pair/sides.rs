@@ -159,7 +159,7 @@ impl Pair {
             Next::Wait | Next::Ended => return Ok(()),
         };
         if following && kind == FrameKind::Pages {
-            self.note_sent(&runs)?;
+            self.note_pushed(&runs)?;
         }
         self.send_frame(Channel::Page(channel), iteration, kind, &runs)?;
         let busy = Duration::from_micros(1 + self.rng.below(500));
@@ -171,7 +171,7 @@ impl Pair {
     pub(super) fn pull_urgent(&mut self) -> Result<(), String> {
         let mut runs = Vec::new();
         let Next::Pages { iteration } = self.source.next_urgent(&mut runs) else { return Ok(()) };
-        self.note_sent(&runs)?;
+        self.note_urgent(&runs)?;
         self.send_frame(Channel::Urgent, iteration, FrameKind::Pages, &runs)?;
         let busy = Duration::from_micros(1 + self.rng.below(100));
         self.link.after(busy, Happening::UrgentFree);
