@@ -58,7 +58,7 @@ fn await_completion(lab: &Lab, id: &str) -> [MigrationRecord; 2] {
 #[test]
 fn a_link_that_was_cut_and_is_back_goes_on_by_itself() {
     require!(Kvm, Netns, Userfaultfd);
-    let lab = Lab::new();
+    let mut lab = Lab::new();
     GUEST.create(&lab.a);
     let begun = begin_slowly(&lab);
     lab.b.netns.set_link(false);
@@ -70,6 +70,10 @@ fn a_link_that_was_cut_and_is_back_goes_on_by_itself() {
     let note = lab.b.vm("g").error.unwrap();
     assert!(note.contains("waits for a to come back"), "{note}");
     assert_eq!(lab.a.api.delete("/v1/vms/g").problem(), (409, "guest_runs_elsewhere".into()));
+    // A daemon that comes back finds nothing better, and loses nothing.
+    lab.a.kill_daemon();
+    lab.a.start_daemon();
+    assert_eq!(lab.a.migration(&begun.id).state, Some(MigrationState::PostcopyPaused));
     lab.b.netns.set_link(true);
     for record in await_completion(&lab, &begun.id) {
         let recoveries = &record.postcopy.as_ref().unwrap().recoveries;
@@ -146,6 +150,8 @@ fn a_source_whose_vm_process_is_killed_says_what_the_guest_lacks() {
     let theirs = lab.b.vm("g");
     assert_eq!(theirs.state, VmState::Running);
     assert!(theirs.error.is_some_and(|note| note.contains("only copy")));
+    let paused = lab.b.api.post_empty("/v1/vms/g/pause");
+    eprintln!("pausing a stuck guest: {paused:?}");
     // Nothing can bring the pages; its owner ends it.
     lab.b.cli(&["vm", "delete", "g"]);
     assert_eq!(lab.b.await_end(&begun.id).state, Some(MigrationState::Failed));

@@ -24,7 +24,9 @@ fn assert_memory(record: &MigrationRecord, verify: Verify) {
     assert_eq!((first.n, first.pages), (1, ram.pages), "the first round is all of RAM");
     assert!(record.iterations.iter().enumerate().all(|(at, round)| round.n as usize == at + 1));
     let pages: u64 = record.iterations.iter().map(|round| round.pages).sum();
-    assert_eq!(pages, ram.pages_sent + ram.pages_zero, "{record:#?}");
+    // A page that is asked for while it waits in a page channel's queue goes once more.
+    let twice = record.postcopy.as_ref().map_or(0, |followed| followed.requests_duplicate);
+    assert!((pages..=pages + twice).contains(&(ram.pages_sent + ram.pages_zero)), "{record:#?}");
     assert!(record.wire_bytes.sent > ram.pages_sent * 4096 && record.wire_bytes.received > 0, "{record:#?}");
     match (&record.verified, verify) {
         (None, Verify::Off) => {}
