@@ -1,7 +1,7 @@
 //! What goes wrong while pages follow a guest: the link, or any of the four processes.
 
 use migrated_api::{MigrationRecord, MigrationState, VmState};
-use migrated_testkit::{require, wait_until};
+use migrated_testkit::{Rng, require, wait_until};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -45,12 +45,17 @@ fn await_state(host: &Host, id: &str, state: MigrationState) {
 
 /// Waits until the migration has completed with nothing lost.
 fn await_completion(lab: &Lab, id: &str) -> [MigrationRecord; 2] {
-    let records = [&lab.a, &lab.b].map(|host| host.await_end(id));
+    await_arrival(lab, true, id)
+}
+
+fn await_arrival(lab: &Lab, from_a: bool, id: &str) -> [MigrationRecord; 2] {
+    let (from, to) = lab.pair(from_a);
+    let records = [from, to].map(|host| host.await_end(id));
     for record in &records {
         assert_eq!((record.state, &record.error), (Some(MigrationState::Completed), &None), "{record:#?}");
     }
     assert!(records[0].verified.as_ref().is_none_or(|verified| verified.mismatches == 0), "{records:#?}");
-    assert_runs_only("g", &lab.b, &lab.a);
+    assert_runs_only("g", to, from);
     lab.await_tidy();
     records
 }
@@ -79,6 +84,39 @@ fn a_link_that_was_cut_and_is_back_goes_on_by_itself() {
         let recoveries = &record.postcopy.as_ref().unwrap().recoveries;
         let recovered = recoveries.iter().all(|recovery| recovery.recovered_ms > Some(recovery.lost_ms));
         assert!(!recoveries.is_empty() && recovered, "{recoveries:?}");
+    }
+}
+
+/// Rounds, unless the environment's `MIGRATED_E2E_CUTS` says otherwise.
+const CUTS: u64 = 8;
+
+#[test]
+fn links_cut_at_random_moments_cost_no_guest() {
+    require!(Kvm, Netns, Userfaultfd);
+    let rounds = std::env::var("MIGRATED_E2E_CUTS").map_or(CUTS, |rounds| rounds.parse().unwrap());
+    let lab = Lab::new();
+    GUEST.create(&lab.a);
+    for round in 0..rounds {
+        let mut rng = Rng::new(round);
+        let from_a = round % 2 == 0;
+        let (from, to) = lab.pair(from_a);
+        let request =
+            json!({ "to": to.name, "mode": "postcopy", "bandwidth_bps": 160_000_000, "verify": "after" });
+        let begun = from.migrate("g", &request);
+        assert!(from.api.follow(&begun.id).any(|state| state == "postcopy_active"));
+        for _ in 0..rng.below(200) {
+            from.migration(&begun.id);
+        }
+        lab.b.netns.set_link(false);
+        if rng.below(2) == 0 {
+            wait_until("the source has noticed, or was done", PATIENCE, || {
+                from.migration(&begun.id).state != Some(MigrationState::PostcopyActive)
+            });
+        }
+        lab.b.netns.set_link(true);
+        let [record, _] = await_arrival(&lab, from_a, &begun.id);
+        let losses = record.postcopy.as_ref().unwrap().recoveries.len();
+        eprintln!("round {round}: {losses} losses, {:?}", record.total_ms);
     }
 }
 
@@ -151,7 +189,7 @@ fn a_source_whose_vm_process_is_killed_says_what_the_guest_lacks() {
     assert_eq!(theirs.state, VmState::Running);
     assert!(theirs.error.is_some_and(|note| note.contains("only copy")));
     let paused = lab.b.api.post_empty("/v1/vms/g/pause");
-    eprintln!("pausing a stuck guest: {paused:?}");
+    assert_eq!(paused.status, 200, "a guest that waits for pages can be paused: {paused:?}");
     // Nothing can bring the pages; its owner ends it.
     lab.b.cli(&["vm", "delete", "g"]);
     assert_eq!(lab.b.await_end(&begun.id).state, Some(MigrationState::Failed));
