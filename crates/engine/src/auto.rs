@@ -139,3 +139,96 @@ impl AutoPolicy {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Progress;
+
+    /// Pages a second of the link.
+    const LINK: f64 = 28_700.0;
+
+    /// After a round of a second in which the guest wrote `share` × what the link sends.
+    fn seen(round: u32, pages: u64, share: f64) -> Observation {
+        let dirtied = LINK * share;
+        let progress = Progress {
+            ram_pages: 1 << 24,
+            nonzero_share: 1.0,
+            dirtied_pages: dirtied as u64,
+            window: Duration::from_secs(1),
+            rate_known: true,
+            ..Progress::default()
+        };
+        Observation {
+            round,
+            elapsed: Duration::from_secs(round.into()),
+            residual_pages: pages,
+            residual_bytes: pages * 4096,
+            rate: LINK * 4096.0,
+            dirty_pages_per_second: dirtied,
+            can_switch: true,
+            fixed: Duration::from_millis(6),
+            progress,
+        }
+    }
+
+    fn cut_short(seen: Observation) -> Observation {
+        Observation { progress: Progress { unsent_pages: seen.residual_pages, ..seen.progress }, ..seen }
+    }
+
+    fn last_step(seen: &[Observation]) -> Step {
+        let mut policy = AutoPolicy::default();
+        let steps = seen.iter().map(|seen| policy.decide(&Limits::default(), seen).step);
+        steps.last().unwrap()
+    }
+
+    #[test]
+    fn what_was_chosen_at_the_border_is_kept_until_it_is_clearly_wrong() {
+        let then = |share| [seen(1, 200_000, 0.48), seen(2, 190_000, share), seen(3, 180_000, share)];
+        assert_eq!(last_step(&[seen(1, 200_000, 0.55)]), Step::SwitchToPostcopy);
+        assert_eq!(last_step(&then(0.55)), Step::Iterate);
+        assert_eq!(last_step(&then(0.75)), Step::SwitchToPostcopy);
+    }
+
+    #[test]
+    fn rounds_that_cost_less_than_a_second_are_worth_it() {
+        assert_eq!(last_step(&[seen(1, 2_000, 0.8)]), Step::Iterate);
+        assert_eq!(last_step(&[seen(1, 100_000, 0.8)]), Step::SwitchToPostcopy);
+        assert_eq!(last_step(&[seen(1, 2_000, 1.1)]), Step::SwitchToPostcopy);
+    }
+
+    #[test]
+    fn a_rate_that_is_a_guess_proves_nothing_and_probes_are_no_stall() {
+        let blind = |seen: Observation| Observation {
+            progress: Progress { rate_known: false, ..seen.progress },
+            ..seen
+        };
+        assert_eq!(last_step(&[blind(seen(1, 100_000, 2.0))]), Step::Iterate);
+        assert_eq!(last_step(&[cut_short(seen(1, 1 << 24, 2.0))]), Step::SwitchToPostcopy);
+        let probes: Vec<_> = (1..=6).map(|n| blind(cut_short(seen(n, 1 << 24, 2.0)))).collect();
+        assert_eq!(last_step(&probes), Step::Iterate);
+    }
+
+    #[test]
+    fn a_working_set_that_fits_the_downtime_outruns_nothing() {
+        let limits = Limits { max_downtime: Duration::from_millis(300), ..Limits::default() };
+        let mut seen = cut_short(seen(1, 1 << 24, 0.2));
+        seen.progress.window = Duration::from_millis(50);
+        assert_eq!(AutoPolicy::default().decide(&limits, &seen).step, Step::Iterate);
+        assert_eq!(AutoPolicy::default().decide(&Limits::default(), &seen).step, Step::SwitchToPostcopy);
+    }
+
+    #[test]
+    fn zero_pages_that_were_not_sent_yet_are_predicted_to_cost_nothing() {
+        let mut seen = cut_short(seen(1, 1_000_000, 0.0));
+        seen.progress.nonzero_share = 0.25;
+        let predicted = AutoPolicy::default().decide(&Limits::default(), &seen).predicted.unwrap();
+        assert_eq!(predicted.postcopy.bytes, 250_000 * 4096);
+    }
+
+    #[test]
+    fn a_guest_with_nothing_left_is_stopped_though_its_fixed_costs_exceed_the_limit() {
+        let late = Observation { fixed: Duration::from_millis(80), ..seen(2, 0, 0.0) };
+        assert_eq!(last_step(&[late]), Step::Stop);
+    }
+}
