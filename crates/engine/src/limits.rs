@@ -17,6 +17,14 @@ pub struct Limits {
     pub on_timeout: OnTimeout,
     /// Most payload bits a second on all channels together; `None` is as fast as the link.
     pub bandwidth_bps: Option<u64>,
+    /// Whether [`Mode::Auto`](crate::Mode::Auto) may let the guest run at the destination before its pages are
+    /// there. A mode that was asked for by name is itself the permission.
+    #[serde(default = "allowed")]
+    pub allow_postcopy: bool,
+}
+
+const fn allowed() -> bool {
+    true
 }
 
 impl Default for Limits {
@@ -27,6 +35,7 @@ impl Default for Limits {
             max_iterations: 30,
             on_timeout: OnTimeout::Cancel,
             bandwidth_bps: None,
+            allow_postcopy: true,
         }
     }
 }

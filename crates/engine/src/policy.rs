@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use crate::{Limits, Mode, OnTimeout};
+use crate::{AutoPolicy, Limits, Mode, OnTimeout, Prediction};
 
 /// What is known after a round.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +33,31 @@ pub struct Observation {
     pub can_switch: bool,
     /// The part of the downtime that doesn't depend on the residual.
     pub fixed: Duration,
+    /// What a prediction rests on besides.
+    pub progress: Progress,
+}
+
+/// How far pages have come and what the guest did meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Pages of guest RAM.
+    pub ram_pages: u64,
+    /// Of the residual: pages that were never sent, because the first round was cut short.
+    pub unsent_pages: u64,
+    /// Share of pages sent for the first time that had payload.
+    pub nonzero_share: f64,
+    /// Payload bytes sent in all rounds.
+    pub sent_bytes: u64,
+    /// Pages that the guest wrote between the last two harvests.
+    pub dirtied_pages: u64,
+    /// Time between the last two harvests.
+    pub window: Duration,
+    /// Whether the rate was measured or given, not guessed.
+    pub rate_known: bool,
+    /// What a round costs besides its bytes.
+    pub round_overhead: Duration,
+    /// Round trip time.
+    pub rtt: Duration,
 }
 
 impl Observation {
@@ -78,18 +103,32 @@ pub enum Step {
 }
 
 /// A step with its reason, for the record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// What to do.
     pub step: Step,
     /// Why, with the numbers.
     pub reason: String,
+    /// What each mode would cost from here, if the policy predicts.
+    pub predicted: Option<Prediction>,
+}
+
+impl Verdict {
+    fn new(step: Step, reason: String) -> Self {
+        Self { step, reason, predicted: None }
+    }
 }
 
 /// Decides after every round.
 pub trait ConvergencePolicy: Send {
     /// What to do after the round that `seen` describes.
     fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict;
+
+    /// After this time the first round is cut short, so that a decision can be made while little was sent; again
+    /// until the link's rate is known, four times at most. Asked only where the guest may switch to post-copy.
+    fn probe_after(&self, _limits: &Limits) -> Option<Duration> {
+        None
+    }
 }
 
 /// Rounds without a new best residual after which another one is waste.
@@ -106,7 +145,10 @@ pub struct PrecopyPolicy {
 
 impl ConvergencePolicy for PrecopyPolicy {
     fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict {
-        self.note(seen.residual_bytes);
+        // Of a first round that was cut short the residual is not what rounds leave.
+        if seen.progress.unsent_pages == 0 {
+            self.note(seen.residual_bytes);
+        }
         let expected = seen.expected_downtime();
         let numbers = format!(
             "{} dirty pages ({} KiB) at {:.0} MiB/s and {:.2} ms fixed give {:.2} ms of downtime; limit {:.2} ms",
@@ -128,24 +170,22 @@ impl ConvergencePolicy for PrecopyPolicy {
             let better = seen.after_another_round();
             if exhausted.is_none() && self.rounds_since_best == 0 && better * 2 <= expected {
                 let better = better.as_secs_f64() * 1e3;
-                return Verdict {
-                    step: Step::Iterate,
-                    reason: format!("{numbers}; another round would bring it to {better:.2} ms"),
-                };
+                let reason = format!("{numbers}; another round would bring it to {better:.2} ms");
+                return Verdict::new(Step::Iterate, reason);
             }
-            return Verdict { step: Step::Stop, reason: numbers };
+            return Verdict::new(Step::Stop, numbers);
         }
         let stalled = (self.rounds_since_best >= STALL_ROUNDS).then(|| {
             format!("no progress in {STALL_ROUNDS} rounds: the guest writes as fast as the link sends")
         });
         let Some(why) = exhausted.or(stalled) else {
-            return Verdict { step: Step::Iterate, reason: numbers };
+            return Verdict::new(Step::Iterate, numbers);
         };
         let (step, action) = match limits.on_timeout {
             OnTimeout::Cancel => (Step::GiveUp, "cancel"),
             OnTimeout::Stop => (Step::Stop, "stop"),
         };
-        Verdict { step, reason: format!("{numbers}; {why}; the declared action is {action}") }
+        Verdict::new(step, format!("{numbers}; {why}; the declared action is {action}"))
     }
 }
 
@@ -183,7 +223,7 @@ impl ConvergencePolicy for HybridPolicy {
         let again = (seen.dirty_pages_per_second * round).min(seen.residual_pages as f64);
         if seen.residual_pages == 0 {
             let reason = format!("{}; nothing is left that could follow the guest", verdict.reason);
-            return Verdict { step: Step::Stop, reason };
+            return Verdict::new(Step::Stop, reason);
         }
         let why = if verdict.step != Step::Iterate {
             "pre-copy ends here".to_owned()
@@ -193,7 +233,7 @@ impl ConvergencePolicy for HybridPolicy {
             return verdict;
         };
         let reason = format!("{}; {why}: {} pages follow the guest", verdict.reason, seen.residual_pages);
-        Verdict { step: Step::SwitchToPostcopy, reason }
+        Verdict::new(Step::SwitchToPostcopy, reason)
     }
 }
 
@@ -203,6 +243,7 @@ pub fn policy_for(mode: Mode) -> Box<dyn ConvergencePolicy> {
     match mode {
         Mode::Precopy | Mode::Postcopy => Box::<PrecopyPolicy>::default(),
         Mode::Hybrid => Box::<HybridPolicy>::default(),
+        Mode::Auto => Box::<AutoPolicy>::default(),
     }
 }
 
@@ -222,6 +263,7 @@ mod tests {
             dirty_pages_per_second: dirty,
             can_switch: false,
             fixed: Duration::from_millis(1),
+            progress: Progress::default(),
         }
     }
 

@@ -2,11 +2,13 @@
 
 mod latency;
 mod postcopy;
+mod prediction;
 
 use serde::{Deserialize, Serialize};
 
 pub use latency::LatencyHistogram;
 pub use postcopy::{Postcopy, Recovery};
+pub use prediction::{ModePrediction, Predicted, Prediction};
 
 /// Where a migration is, at the end that reports it. The one enum of state names: API, metrics,
 /// spans and documents use these (see ARCHITECTURE.md for the machines).
@@ -127,6 +129,8 @@ pub enum Mode {
     Postcopy,
     /// Memory is copied while that pays; then the guest switches, and what it had written again follows.
     Hybrid,
+    /// Pre-copy where it pays, else hybrid or post-copy: what is measured decides.
+    Auto,
 }
 
 /// When the destination's memory is compared with the source's.
@@ -203,6 +207,9 @@ pub struct MigrationRecord {
     pub postcopy: Option<Postcopy>,
     /// What verification found.
     pub verified: Option<Verified>,
+    /// What was expected, beside the numbers above.
+    #[serde(default)]
+    pub predicted: Option<Predicted>,
     /// Every decision with its reason, oldest first.
     pub decisions: Vec<Decision>,
 }
@@ -289,7 +296,7 @@ pub struct WireBytes {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Iteration {
-    /// Number of the round, from 1 (all of RAM).
+    /// Number of the round, from 1 (all of RAM, unless it was cut short and the next one has the rest).
     pub n: u32,
     /// Pages sent in it, zero pages included.
     pub pages: u64,

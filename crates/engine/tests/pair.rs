@@ -26,8 +26,9 @@ fn scenario() -> impl Strategy<Value = Scenario> {
                 max_iterations,
                 on_timeout,
                 bandwidth_bps,
+                ..Limits::default()
             });
-    let mode = prop_oneof![Just(Mode::Precopy), Just(Mode::Postcopy), Just(Mode::Hybrid)];
+    let mode = prop_oneof![Just(Mode::Precopy), Just(Mode::Postcopy), Just(Mode::Hybrid), Just(Mode::Auto)];
     let guest = (any::<u64>(), 2u64..700, 1u16..5, prop_oneof![2 => 0u64..12, 1 => 12u64..100]);
     let faults = prop::collection::vec(fault(), 0..5);
     (guest, mode, prop::bool::weighted(0.8), verify, limits, faults).prop_map(

@@ -131,6 +131,11 @@ impl Common {
         match self.config.mode {
             Mode::Precopy => PostcopyUse::Never,
             Mode::Postcopy | Mode::Hybrid => PostcopyUse::Required,
+            Mode::Auto => match self.config.limits.allow_postcopy && self.config.verify != VerifyWhen::Before
+            {
+                true => PostcopyUse::Allowed,
+                false => PostcopyUse::Never,
+            },
         }
     }
 

@@ -7,16 +7,18 @@ use super::common::Common;
 use super::postcopy_setup::PostcopySetup;
 use super::stop_and_copy::StopAndCopy;
 use super::{FailureCode, SourceAction, SourceEvent, State};
-use crate::policy::{Observation, Step};
+use crate::policy::{Observation, Progress, Step};
+use crate::predict::{KICKS, RATE_GUESS, ROUND_TRIPS};
 use crate::record::OnTimeout;
 use crate::round::{Round, RoundKind};
 
-/// Assumed before anything was measured: 1 Gbit/s.
-const RATE_GUESS: f64 = 125e6;
 /// A round with less payload says nothing about the link's rate.
 const RATE_SAMPLE_MIN: u64 = 1 << 20;
-/// Stopping and starting vCPU threads, on both hosts together.
-const KICKS: Duration = Duration::from_micros(500);
+/// Finding that a page is zero, about. A round that spent more than half of its time so measured something
+/// other than the link.
+const ZERO_PAGE: Duration = Duration::from_micros(1);
+/// Rounds that are cut short at most until one has measured the link.
+const PROBES: u32 = 4;
 
 /// Rounds over RAM while the guest runs.
 pub(super) struct Precopy {
@@ -31,7 +33,13 @@ pub(super) struct Precopy {
     /// What handling the state will take the destination.
     rehearsal: Duration,
     rate: f64,
-    /// Pages of a round that the timeout cut short.
+    /// Whether `rate` is more than a guess.
+    rate_known: bool,
+    /// Whether the round has pages that were never sent, whose zero pages say nothing about the dirty ones.
+    is_first_pass: bool,
+    /// When the first round is cut short to decide with what was seen so far.
+    probe_at: Option<Duration>,
+    /// Pages of a round that was cut short.
     leftover: Option<PageSet>,
 }
 
@@ -44,7 +52,7 @@ enum Doing {
 impl Precopy {
     pub(super) fn begin(common: &mut Common, pages: PageSet, rehearsal: Duration) -> Self {
         common.act(SourceAction::Wake);
-        let rate = common.config.limits.bandwidth_bps.map_or(RATE_GUESS, |bits| bits as f64 / 8.0);
+        let limits = &common.config.limits;
         Self {
             round: Round::new(RoundKind::Pages, 1, pages, common.config.channels, common.now),
             doing: Doing::Sending,
@@ -52,7 +60,10 @@ impl Precopy {
             harvested_at: common.now,
             harvest: Duration::ZERO,
             rehearsal,
-            rate,
+            rate: limits.bandwidth_bps.map_or(RATE_GUESS, |bits| bits as f64 / 8.0),
+            rate_known: limits.bandwidth_bps.is_some(),
+            is_first_pass: true,
+            probe_at: probe_at(common),
             leftover: None,
         }
     }
@@ -70,6 +81,7 @@ impl Precopy {
                     return common.miscounted(&self.round, pages);
                 }
                 self.acked_at = common.now;
+                self.probe_at = None;
                 self.doing = Doing::Harvesting;
                 common.act(SourceAction::Harvest);
                 State::Precopy(self)
@@ -81,7 +93,10 @@ impl Precopy {
             (SourceEvent::Paused, Doing::Pausing { residual, called_at }) => {
                 StopAndCopy::begin(common, self.round.n + 1, residual, called_at, self.rate)
             }
-            (SourceEvent::Tick, Doing::Sending) if self.is_overdue(common) => self.cut_short(common),
+            (SourceEvent::Tick, Doing::Sending) if self.is_overdue(common) => self.time_out(common),
+            (SourceEvent::Tick, Doing::Sending) if self.probe_is_due(common) => {
+                self.cut_short(common, "to decide by what the guest has written so far".into())
+            }
             (event, doing) => match common.common_failure(&event) {
                 Some(failure) => common.fail_running(failure),
                 None => {
@@ -92,18 +107,27 @@ impl Precopy {
         }
     }
 
-    /// When the timeout will have to be acted on.
+    /// When the round will have to be cut short.
     pub(super) fn deadline(&self, common: &Common) -> Option<Duration> {
-        self.leftover.is_none().then_some(common.config.limits.timeout)
+        let timeout = common.config.limits.timeout;
+        self.leftover.is_none().then(|| self.probe_at.map_or(timeout, |at| at.min(timeout)))
     }
 
     fn is_overdue(&self, common: &Common) -> bool {
         common.now >= common.config.limits.timeout && self.leftover.is_none()
     }
 
+    fn probe_is_due(&mut self, common: &Common) -> bool {
+        let due = self.probe_at.is_some_and(|at| common.now >= at);
+        if due {
+            self.probe_at = None;
+        }
+        due && self.round.remaining() > 0
+    }
+
     /// The timeout came in the middle of a round. `cancel` ends here, unless the guest may switch to
     /// post-copy; `stop` ends the round as it is and keeps what it did not send.
-    fn cut_short(mut self: Box<Self>, common: &mut Common) -> State {
+    fn time_out(self: Box<Self>, common: &mut Common) -> State {
         let timeout = common.config.limits.timeout;
         match common.config.limits.on_timeout {
             OnTimeout::Cancel if !common.can_switch => {
@@ -114,31 +138,40 @@ impl Precopy {
                 common.fail_running(failure)
             }
             OnTimeout::Cancel | OnTimeout::Stop => {
-                common.decide("cut_round_short", format!("the timeout of {timeout:?} is over"));
-                self.leftover = Some(self.round.cut_short(common.no_pages()));
-                common.act(SourceAction::Wake);
-                if let Some(failure) = common.common_failure(&SourceEvent::Tick) {
-                    return common.fail_running(failure);
-                }
-                State::Precopy(self)
+                self.cut_short(common, format!("the timeout of {timeout:?} is over"))
             }
         }
+    }
+
+    fn cut_short(mut self: Box<Self>, common: &mut Common, why: String) -> State {
+        common.decide("cut_round_short", why);
+        self.leftover = Some(self.round.cut_short(common.no_pages()));
+        common.act(SourceAction::Wake);
+        if let Some(failure) = common.common_failure(&SourceEvent::Tick) {
+            return common.fail_running(failure);
+        }
+        State::Precopy(self)
     }
 
     fn decide(mut self: Box<Self>, common: &mut Common, mut dirty: PageSet) -> State {
         let seconds = self.acked_at.saturating_sub(self.round.started).as_secs_f64();
         if self.round.bytes >= RATE_SAMPLE_MIN && seconds > 0.0 {
             self.rate = self.round.bytes as f64 / seconds;
+            let looking = self.round.zero_pages as f64 * ZERO_PAGE.as_secs_f64();
+            self.rate_known |= looking <= seconds / 2.0;
         }
         let dirtied = dirty.len();
         let since = std::mem::replace(&mut self.harvested_at, common.now);
         common.note_iteration(&self.round, dirtied, since);
-        if let Some(leftover) = self.leftover.take() {
-            dirty.union(&leftover);
-        }
-        let seen = self.observe(common, &dirty, dirtied, since);
+        let leftover = self.leftover.take().unwrap_or_else(|| common.no_pages());
+        dirty.union(&leftover);
+        let unsent = if self.is_first_pass { leftover.len() } else { 0 };
+        let mut seen = self.observe(common, &dirty, dirtied, since);
+        seen.progress.unsent_pages = unsent;
+        self.is_first_pass = unsent > 0;
         common.record.expected_downtime_us = Some(seen.expected_downtime().as_secs_f64() * 1e6);
         let verdict = common.policy.decide(&common.config.limits, &seen);
+        common.record.predicted.get_or_insert_default().decision = verdict.predicted;
         let step = match verdict.step {
             Step::SwitchToPostcopy if dirty.is_empty() => Step::Stop,
             step => step,
@@ -148,6 +181,9 @@ impl Precopy {
                 common.decide("iterate", verdict.reason);
                 common.act(SourceAction::Wake);
                 let n = self.round.n + 1;
+                if self.is_first_pass && !self.rate_known && n <= PROBES {
+                    self.probe_at = probe_at(common);
+                }
                 self.round = Round::new(RoundKind::Pages, n, dirty, common.config.channels, common.now);
                 self.doing = Doing::Sending;
                 State::Precopy(self)
@@ -171,13 +207,25 @@ impl Precopy {
     }
 
     fn observe(&self, common: &Common, dirty: &PageSet, dirtied: u64, since: Duration) -> Observation {
-        // The first round is all of RAM, whose zero pages say nothing about the dirty ones.
         let bytes_per_page = match self.round.pages {
-            pages if self.round.n > 1 && pages > 0 => self.round.bytes as f64 / pages as f64,
+            pages if !self.is_first_pass && pages > 0 => self.round.bytes as f64 / pages as f64,
             _ => migrated_pages::PAGE_SIZE as f64,
         };
-        let seconds = common.now.saturating_sub(since).as_secs_f64();
+        let window = common.now.saturating_sub(since);
+        let seconds = window.as_secs_f64();
         let rtt = common.link.rtt.unwrap_or_default();
+        let ram = &common.record.ram;
+        let progress = Progress {
+            ram_pages: ram.pages,
+            unsent_pages: 0,
+            nonzero_share: ram.pages_sent as f64 / (ram.pages_sent + ram.pages_zero).max(1) as f64,
+            sent_bytes: common.record.iterations.iter().map(|iteration| iteration.bytes).sum(),
+            dirtied_pages: dirtied,
+            window,
+            rate_known: self.rate_known,
+            round_overhead: rtt + self.harvest,
+            rtt,
+        };
         Observation {
             round: self.round.n,
             elapsed: common.now,
@@ -185,9 +233,14 @@ impl Precopy {
             residual_bytes: (dirty.len() as f64 * bytes_per_page) as u64,
             rate: self.rate,
             dirty_pages_per_second: if seconds > 0.0 { dirtied as f64 / seconds } else { 0.0 },
-            // Two round trips: the last pages and state until ready, the commit until its ack.
             can_switch: common.can_switch,
-            fixed: KICKS + self.harvest + self.rehearsal + rtt * 2,
+            fixed: KICKS + self.harvest + self.rehearsal + rtt * ROUND_TRIPS,
+            progress,
         }
     }
+}
+
+fn probe_at(common: &Common) -> Option<Duration> {
+    let after = common.policy.probe_after(&common.config.limits).filter(|_| common.can_switch)?;
+    Some(common.now.saturating_add(after))
 }

@@ -8,7 +8,8 @@ use super::postcopy_setup::PostcopySetup;
 use super::precopy::Precopy;
 use super::{FailureCode, SourceAction, SourceEvent, State};
 use crate::limits::PREFLIGHT_TIMEOUT;
-use crate::record::{MigrationState, Mode};
+use crate::record::{MigrationState, Mode, Predicted};
+use crate::{PlanInputs, plan};
 
 /// The destination compares the guest with what it has; nothing has moved.
 pub(super) struct Preflight {
@@ -59,10 +60,11 @@ impl Preflight {
         common.can_switch = wanted != PostcopyUse::Never
             && no_postcopy.is_none()
             && common.config.verify != VerifyWhen::Before;
-        if let (PostcopyUse::Required, Some(why)) = (wanted, no_postcopy) {
+        if let (PostcopyUse::Required, Some(why)) = (wanted, no_postcopy.clone()) {
             let failure = common.failure(FailureCode::PreflightRefused, why);
             return common.fail_running(failure);
         }
+        note_prediction(common, rehearsal, no_postcopy.clone());
         if common.config.mode == Mode::Postcopy {
             common.decide("switch_to_postcopy", "post-copy was asked for: all pages follow the guest");
             common.record.setup_ms = common.now.as_secs_f64() * 1e3;
@@ -70,9 +72,35 @@ impl Preflight {
             // Everything is missing, so nothing that the guest writes until it stops need be known.
             return PostcopySetup::begin(common, 1, everything);
         }
-        common.decide("precopy", "the destination accepted the guest");
+        let accepted = "the destination accepted the guest";
+        let reason = match (wanted, no_postcopy) {
+            (PostcopyUse::Allowed, Some(why)) => format!("{accepted}; post-copy is not possible: {why}"),
+            (PostcopyUse::Never, _) if common.config.mode == Mode::Auto => {
+                format!("{accepted}; post-copy is not allowed, by its limits or because of `verify: before`")
+            }
+            _ => accepted.to_owned(),
+        };
+        common.decide("precopy", reason);
         common.tracking = true;
         common.act(SourceAction::StartTracking);
         State::Preflight(Self { rehearsal: Some(rehearsal), ..self })
     }
+}
+
+/// Predicts what is to come from what is known now, unless whoever asked for the migration did, who may know
+/// more.
+fn note_prediction(common: &mut Common, rehearsal: Duration, no_postcopy: Option<String>) {
+    if common.record.predicted.is_some() {
+        return;
+    }
+    let inputs = PlanInputs {
+        ram_pages: common.record.ram.pages,
+        rtt: common.link.rtt.unwrap_or_default(),
+        setup: common.now,
+        state: rehearsal,
+        no_postcopy,
+        limits: common.config.limits,
+        ..PlanInputs::default()
+    };
+    common.record.predicted = Some(Predicted { start: plan(&inputs).prediction, decision: None });
 }
