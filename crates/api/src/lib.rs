@@ -26,6 +26,6 @@ pub use migrated_cpuid::{
     PoolBaseline,
 };
 pub use migrated_engine::{
-    LatencyHistogram, MigrationRecord, MigrationState, Mode, OnTimeout, Postcopy, RecordError, RecordRole,
-    Recovery, Verify,
+    LatencyHistogram, MigrationRecord, MigrationState, Mode, ModePrediction, OnTimeout, Postcopy, Predicted,
+    Prediction, RecordError, RecordRole, Recovery, Verify,
 };

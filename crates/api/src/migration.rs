@@ -21,6 +21,9 @@ pub struct StartMigration {
     /// Most payload a second on all channels together, in bits per second.
     #[serde(default)]
     pub bandwidth_bps: Option<u64>,
+    /// Whether `auto` may let the guest run at the destination before its pages are there.
+    #[serde(default)]
+    pub allow_postcopy: Option<bool>,
     /// Page channels; chosen from the host's size when left out.
     #[serde(default)]
     pub channels: Option<u16>,
@@ -55,7 +58,7 @@ impl StartedMigration {
     pub fn new(record: MigrationRecord) -> Self {
         let risk = match record.mode {
             Mode::Precopy => None,
-            Mode::Postcopy | Mode::Hybrid => Some(
+            Mode::Postcopy | Mode::Hybrid | Mode::Auto => Some(
                 "from the switch to the last page the guest depends on both hosts: if the VM process of either dies                  meanwhile, the guest is lost; a link that dies only makes it wait for pages that are missing"
                     .to_owned(),
             ),

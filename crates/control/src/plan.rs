@@ -144,6 +144,8 @@ pub struct Limits {
     pub on_timeout: OnTimeout,
     /// Most rounds over the dirty pages.
     pub max_iterations: u32,
+    /// Whether `auto` may let the guest run before its pages are there.
+    pub allow_postcopy: bool,
 }
 
 /// Everything that a source's VM process needs to send its guest.

@@ -119,6 +119,8 @@ pub struct MigrationDefaults {
     pub on_timeout: OnTimeout,
     /// Most rounds over the dirty pages.
     pub max_iterations: u32,
+    /// Whether `auto` may let a guest run before its pages are there.
+    pub allow_postcopy: bool,
     /// Most payload a second, in bits per second.
     pub bandwidth_bps: Option<u64>,
     /// Page channels.

@@ -281,8 +281,7 @@ fn restoring_state_may_need_a_page_that_has_not_come() {
             bring(&postcopy, source, run);
         }
         postcopy.finish().unwrap();
-        let pages: Vec<_> =
-            reader.end().iter().map(|fault| fault.page * PAGE_SIZE as u64).collect();
+        let pages: Vec<_> = reader.end().iter().map(|fault| fault.page * PAGE_SIZE as u64).collect();
         assert!(pages.contains(&CLOCK), "KVM wrote the guest's clock: {pages:x?}");
     });
     paused.retire();

@@ -37,6 +37,9 @@ pub struct MigrateArgs {
     /// When the destination's memory is compared with the source's.
     #[arg(long, value_enum)]
     verify: Option<VerifyArg>,
+    /// `auto` stays with pre-copy, whatever the guest writes: it never depends on both hosts.
+    #[arg(long)]
+    no_postcopy: bool,
     /// How long pre-copy may take, e.g. 60s.
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     timeout: Option<Duration>,
@@ -64,6 +67,8 @@ pub enum ModeArg {
     Postcopy,
     /// Memory is copied while that pays; then the guest switches, and what it had written again follows.
     Hybrid,
+    /// Pre-copy where it pays, else one of the others: what is measured decides.
+    Auto,
 }
 
 impl From<ModeArg> for Mode {
@@ -72,6 +77,7 @@ impl From<ModeArg> for Mode {
             ModeArg::Precopy => Self::Precopy,
             ModeArg::Postcopy => Self::Postcopy,
             ModeArg::Hybrid => Self::Hybrid,
+            ModeArg::Auto => Self::Auto,
         }
     }
 }
@@ -99,6 +105,7 @@ impl MigrateArgs {
         StartMigration {
             to: self.to.clone(),
             mode: self.mode.into(),
+            allow_postcopy: self.no_postcopy.then_some(false),
             transport: self.transport,
             max_downtime_ms: self.max_downtime.map(|time| time.as_secs_f64() * 1e3),
             bandwidth_bps: self.bandwidth,

@@ -4,7 +4,7 @@ use migrated_api::{MigrationList, MigrationRecord, RecoverMigration};
 
 use super::cpu::report;
 use super::output::{Output, table};
-use super::{postcopy, progress};
+use super::{postcopy, predicted, progress};
 use crate::client::ApiClient;
 use crate::units::{show_bit_rate, show_bytes, show_us};
 
@@ -133,6 +133,7 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
         )),
     );
     rows.extend(postcopy::rows(record));
+    rows.extend(predicted::rows(record));
     let mut row =
         |name: &str, value: Option<String>| rows.extend(value.map(|value| vec![name.to_owned(), value]));
     row(

@@ -7,6 +7,7 @@ pub mod migrate;
 mod migration;
 pub mod output;
 pub mod postcopy;
+mod predicted;
 pub mod progress;
 mod vm;
 

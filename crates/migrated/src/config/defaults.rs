@@ -59,6 +59,7 @@ impl Default for MigrationDefaults {
             timeout_s: 600.0,
             on_timeout: OnTimeout::Cancel,
             max_iterations: 30,
+            allow_postcopy: true,
             bandwidth_bps: None,
             channels: None,
             verify: Verify::Off,

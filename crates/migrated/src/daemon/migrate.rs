@@ -259,7 +259,7 @@ fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> Result<Limi
     );
     let before = request.verify.unwrap_or(defaults.verify) == Verify::Before;
     fault(
-        before && request.mode != Mode::Precopy,
+        before && matches!(request.mode, Mode::Postcopy | Mode::Hybrid),
         "verify is `before`; a guest that runs before its memory is there can only be verified `after`"
             .into(),
     );
@@ -272,5 +272,6 @@ fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> Result<Limi
         timeout_ms: (timeout_s * 1e3) as u64,
         on_timeout: request.on_timeout.unwrap_or(defaults.on_timeout),
         max_iterations,
+        allow_postcopy: request.allow_postcopy.unwrap_or(defaults.allow_postcopy),
     })
 }

@@ -91,5 +91,6 @@ const fn mode(record: &MigrationRecord) -> &'static str {
         Mode::Precopy => "precopy",
         Mode::Postcopy => "postcopy",
         Mode::Hybrid => "hybrid",
+        Mode::Auto => "auto",
     }
 }

@@ -58,6 +58,7 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
             max_iterations: plan.limits.max_iterations,
             on_timeout: plan.limits.on_timeout,
             bandwidth_bps: plan.limits.bandwidth_bps,
+            allow_postcopy: plan.limits.allow_postcopy,
         },
         guest_clock: workload::clock(vm),
         peer: plan.peer.clone(),

@@ -105,15 +105,17 @@ mod tests {
 
     #[test]
     fn used_capabilities_are_no_breach() {
-        let reports = Reports::with_host("a\tUSED(kvm)\nb\tUSED(kvm)\nc\tUSED(netns)\nd\tUSED(userfaultfd)\n", |_| true);
+        let reports =
+            Reports::with_host("a\tUSED(kvm)\nb\tUSED(kvm)\nc\tUSED(netns)\nd\tUSED(userfaultfd)\n", |_| {
+                true
+            });
         assert!(reports.breaches().is_empty());
         assert!(reports.to_string().starts_with("capability kvm: found, used 2 times, 0 tests skipped\n"));
     }
 
     #[test]
     fn a_skip_is_told_and_is_a_breach_only_where_the_capability_is_there() {
-        let text =
-            "a::b\tSKIPPED(kvm): /dev/kvm: Permission denied\nc\tUSED(netns)\nd\tUSED(userfaultfd)\n";
+        let text = "a::b\tSKIPPED(kvm): /dev/kvm: Permission denied\nc\tUSED(netns)\nd\tUSED(userfaultfd)\n";
         let without = Reports::with_host(text, |capability| capability == "netns");
         assert!(without.breaches().is_empty());
         assert_eq!(without.skips(), 1);
