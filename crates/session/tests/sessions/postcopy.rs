@@ -42,7 +42,7 @@ fn postcopy(ending: &Ending) -> (&Postcopy, &Postcopy) {
 fn a_guest_runs_before_its_pages_and_sees_what_it_left() {
     require!(Userfaultfd);
     for network in [Network::Memory, Network::Tcp] {
-        for mode in [Mode::Postcopy, Mode::Hybrid] {
+        for mode in [Mode::Postcopy, Mode::Hybrid, Mode::Auto] {
             let ending = migrate(&Case { network, ..case(mode) }, |_, _| {});
             check(&ending);
             assert!(
@@ -73,7 +73,7 @@ fn a_guest_runs_before_its_pages_and_sees_what_it_left() {
 #[test]
 fn memory_is_compared_though_the_guest_writes_it() {
     require!(Userfaultfd);
-    for mode in [Mode::Postcopy, Mode::Hybrid] {
+    for mode in [Mode::Postcopy, Mode::Hybrid, Mode::Auto] {
         let ending = migrate(&Case { verify: VerifyWhen::After, ..case(mode) }, |_, _| {});
         check(&ending);
         let found = ending.record.verified.as_ref().expect("it was compared");
@@ -84,7 +84,7 @@ fn memory_is_compared_though_the_guest_writes_it() {
 #[test]
 fn state_that_lies_in_missing_pages_is_brought_before_the_commit() {
     require!(Userfaultfd);
-    for mode in [Mode::Postcopy, Mode::Hybrid] {
+    for mode in [Mode::Postcopy, Mode::Hybrid, Mode::Auto] {
         let restore_reads = (0..40).map(|first| PageRun { block: BlockId(1), first: first * 7, count: 1 });
         let ending = migrate(&Case { restore_reads: restore_reads.collect(), ..case(mode) }, |_, _| {});
         check(&ending);
@@ -95,7 +95,7 @@ fn state_that_lies_in_missing_pages_is_brought_before_the_commit() {
 #[test]
 fn a_link_lost_while_pages_follow_comes_back_by_itself() {
     require!(Userfaultfd);
-    for mode in [Mode::Postcopy, Mode::Hybrid] {
+    for mode in [Mode::Postcopy, Mode::Hybrid, Mode::Auto] {
         let limits = Limits { bandwidth_bps: Some(40_000_000), ..case(mode).limits };
         let ending = migrate_held(&Case { limits, ..case(mode) }, |hold| {
             for lost in 1..=3 {
@@ -122,7 +122,7 @@ fn a_link_lost_while_pages_follow_comes_back_by_itself() {
 #[test]
 fn wherever_the_control_channel_breaks_one_copy_runs_and_it_is_whole() {
     require!(Userfaultfd);
-    for mode in [Mode::Postcopy, Mode::Hybrid] {
+    for mode in [Mode::Postcopy, Mode::Hybrid, Mode::Auto] {
         let calm = migrate(&small(mode), |_, _| {});
         check(&calm);
         assert!(calm.record.postcopy.is_some(), "{mode:?}: {:?}", calm.record.decisions);
