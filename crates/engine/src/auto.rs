@@ -17,7 +17,7 @@ const PROBE_ROUNDS: u32 = 8;
 /// while they are predicted to reach the limits in a time worth it; otherwise the guest switches and the
 /// rest follows it. Where post-copy is not allowed or not possible it is [`PrecopyPolicy`], with predictions.
 ///
-/// The first round is cut short after [`PROBE_AFTER`], because what was sent of a guest that overwrites it all
+/// The first round is cut short after `PROBE_AFTER`, because what was sent of a guest that overwrites it all
 /// is sent twice. One harvest can't tell what a longer window will find, so this early only certainty
 /// counts: the n pages that were written in a window t need n ÷ b ≥ t to send. Sending them takes as long as
 /// writing them took, so as long as the guest goes on like this no round leaves fewer than n.
