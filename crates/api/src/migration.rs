@@ -59,7 +59,8 @@ impl StartedMigration {
         let risk = match record.mode {
             Mode::Precopy => None,
             Mode::Postcopy | Mode::Hybrid | Mode::Auto => Some(
-                "from the switch to the last page the guest depends on both hosts: if the VM process of either dies                  meanwhile, the guest is lost; a link that dies only makes it wait for pages that are missing"
+                "from the switch to the last page the guest depends on both hosts: if the VM process of either dies \
+                 meanwhile, the guest is lost; a link that dies only makes it wait for pages that are missing"
                     .to_owned(),
             ),
         };

@@ -39,6 +39,13 @@ fn create(host: &Host, baseline: Value) {
     await_ready(host, "g");
 }
 
+/// Makes the guest as people do.
+fn create_by_hand(host: &Host, baseline: &str) {
+    let guest = ["--name", "g", "--memory", "32M", "--workload", "hot=4M"];
+    host.cli(&[&["vm", "create"], &guest[..], &["--cpu-baseline", baseline]].concat());
+    await_ready(host, "g");
+}
+
 /// Moves the guest, which must work.
 #[track_caller]
 fn moves(from: &Host, to: &Host) {
@@ -119,19 +126,7 @@ fn a_guest_with_more_than_the_destination_is_refused_with_the_whole_list() {
     // What it says to do does it.
     lab.a.cli(&["vm", "delete", "g"]);
     let common = report.common_baseline.unwrap();
-    lab.a.cli(&[
-        "vm",
-        "create",
-        "--name",
-        "g",
-        "--memory",
-        "32M",
-        "--workload",
-        "hot=4M",
-        "--cpu-baseline",
-        &common,
-    ]);
-    await_ready(&lab.a, "g");
+    create_by_hand(&lab.a, &common);
     moves(&lab.a, &lab.b);
     assert_eq!(lab.b.vm("g").cpu.unwrap().baseline, common);
 }
@@ -214,19 +209,7 @@ fn a_site_s_own_baseline_is_a_file() {
     assert!(toml.status.success(), "{toml:?}");
     std::fs::write(&file, &toml.stdout).unwrap();
     let file = file.to_str().unwrap();
-    lab.a.cli(&[
-        "vm",
-        "create",
-        "--name",
-        "g",
-        "--memory",
-        "32M",
-        "--workload",
-        "hot=4M",
-        "--cpu-baseline",
-        file,
-    ]);
-    await_ready(&lab.a, "g");
+    create_by_hand(&lab.a, file);
     moves(&lab.a, &lab.b);
 
     std::fs::write(file, "base = \"host\"\nadds = [\"avx\"]\n").unwrap();

@@ -61,6 +61,31 @@ fn back_and_forth(transport: TransportKind) {
     }
 }
 
+#[test]
+fn auto_switches_when_the_guest_outruns_the_link_and_only_when_it_may() {
+    require!(Kvm, Netns, Userfaultfd);
+    let lab = Lab::new();
+    // It writes 80 MB/s; the first link carries 12.
+    let parameters = "hot=16M rate=20000 content=random pattern=random fill=24M";
+    Workload { name: "g", vcpus: 1, memory_mib: 64, parameters }.create(&lab.a);
+    let moved = |from: &Host, to: &Host, more: &Value| {
+        let mut request = json!({ "to": to.name, "mode": "auto", "verify": "after" });
+        more.as_object().unwrap().iter().for_each(|(key, value)| request[key] = value.clone());
+        let record = from.await_end(&from.migrate("g", &request).id);
+        assert_eq!((record.state, &record.error), (Some(MigrationState::Completed), &None), "{record:#?}");
+        assert_eq!(record.verified.as_ref().map(|verified| verified.mismatches), Some(0));
+        assert!(record.predicted.as_ref().is_some_and(|predicted| predicted.decision.is_some()));
+        assert_runs_only("g", to, from);
+        record
+    };
+    let slow = moved(&lab.a, &lab.b, &json!({ "bandwidth_bps": 100_000_000, "max_downtime_ms": 5 }));
+    assert!(slow.postcopy.is_some(), "{:#?}", slow.decisions);
+    let kept = json!({ "allow_postcopy": false, "max_downtime_ms": 5, "on_timeout": "stop" });
+    let kept = moved(&lab.b, &lab.a, &kept);
+    assert_eq!(kept.postcopy, None, "{:#?}", kept.decisions);
+    assert!(kept.decisions[0].reason.contains("not allowed"), "{:#?}", kept.decisions);
+}
+
 /// Moves a guest and compares its memory; gives both ends' records.
 #[track_caller]
 fn move_over(from: &Host, to: &Host, vm: &str, more: &Value) -> (MigrationRecord, MigrationRecord) {
