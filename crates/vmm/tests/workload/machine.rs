@@ -130,6 +130,9 @@ impl Machine {
                 return counters;
             }
             self.run();
+            // A thread that is stopped before it first enters the guest leaves it where it was.
+            let written = counters.total.pages_written;
+            self.wait("a page written", |counters| counters.total.pages_written > written);
         }
     }
 
