@@ -1,9 +1,12 @@
 use std::net::SocketAddr;
 
 use migrated_control::{GuestDescription, Resolution, TransportKind, VmSpec};
+use migrated_cpuid::CpuReport;
 use migrated_engine::{Mode, Verify};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::Reason;
 
 /// Versions of the migration protocol that a host speaks, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -35,7 +38,7 @@ pub struct PrepareIncoming {
     /// Page channels that the source will open; none when the engine chooses.
     pub channels: Option<u16>,
     /// How memory will be moved.
-    #[serde(default)]
+    #[serde(default = "Mode::unnamed")]
     pub mode: Mode,
     /// When memory is compared.
     pub verify: Verify,
@@ -43,6 +46,43 @@ pub struct PrepareIncoming {
     pub epoch: u64,
     /// Name of the source host.
     pub source: String,
+}
+
+/// What a destination says of a guest that might come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Admission {
+    /// Everything that stands against it; nothing where it would be admitted.
+    pub reasons: Vec<Reason>,
+    /// What of the guest's CPU the destination can't give, where that is among the reasons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuReport>,
+    /// Why its pages can't follow it, where they can't: it would then move by pre-copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_postcopy: Option<String>,
+}
+
+impl Admission {
+    /// Whether the guest would be admitted.
+    #[must_use]
+    pub const fn is_ok(&self) -> bool {
+        self.reasons.is_empty()
+    }
+}
+
+/// What a destination counted of what it was sent to measure the way to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ProbeAnswer {
+    /// Bytes that came.
+    pub bytes: u64,
+    /// From the first to the last of them, in µs.
+    pub took_us: f64,
+    /// How fast they came once the connection was under way, in bits per second; none where too few came to tell.
+    pub rate_bps: Option<f64>,
+}
+
+impl ProbeAnswer {
+    /// Most bytes that a probe may send.
+    pub const MAX_BYTES: u64 = 64 << 20;
 }
 
 /// The destination is ready.

@@ -6,6 +6,7 @@
 mod cpu;
 mod incoming;
 mod migration;
+mod plan;
 mod problem;
 mod vm;
 
@@ -13,13 +14,17 @@ pub use cpu::{
     BaselineLevel, BaselineList, BaselineRequest, CpuCheck, CpuSource, HostCpuReport, NextLevel, VmCpu,
     Withheld,
 };
-pub use incoming::{PrepareIncoming, Prepared, ResolveAnswer, ResolveRequest, Versions};
+pub use incoming::{
+    Admission, PrepareIncoming, Prepared, ProbeAnswer, ResolveAnswer, ResolveRequest, Versions,
+};
 pub use migration::{MigrationList, RecoverMigration, StartMigration, StartedMigration};
+pub use plan::{LinkSource, MigrationPlan, PlanMigration, PlannedLink};
 pub use problem::{Problem, Reason};
 pub use vm::{ConsoleQuery, Vm, VmList};
 
 pub use migrated_control::{
-    BootSource, ConsoleRange, MemoryBacking, Resolution, TransportKind, VmSpec, VmState, WorkloadCounters,
+    BootSource, ConsoleRange, GuestSample, MemoryBacking, Resolution, TransportKind, VmSpec, VmState,
+    WorkloadCounters, WriteWindow,
 };
 pub use migrated_cpuid::{
     BaselineSpec, CpuDump, CpuReport, CustomBaseline, FeatureSet, HostIdentity, LostFeature, Mismatch,

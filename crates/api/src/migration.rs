@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 pub struct StartMigration {
     /// The destination: a name from the `[peers]` of the source host's configuration, or a URL.
     pub to: String,
-    /// How memory is moved: `precopy` when left out.
+    /// How memory is moved: `auto` when left out.
     #[serde(default)]
     pub mode: Mode,
     /// How bytes travel between the hosts.
@@ -18,6 +18,10 @@ pub struct StartMigration {
     /// Longest time that the guest may stand still, in ms.
     #[serde(default)]
     pub max_downtime_ms: Option<f64>,
+    /// Longest time that the migration as a whole should take, in ms: what `auto` chooses by. It ends nothing, as
+    /// `timeout_s` does.
+    #[serde(default)]
+    pub max_total_ms: Option<f64>,
     /// Most payload a second on all channels together, in bits per second.
     #[serde(default)]
     pub bandwidth_bps: Option<u64>,

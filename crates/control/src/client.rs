@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 use crate::codec::{CodecError, decode, encode};
 use crate::socket::{connect_control, packet_buffer, recv_packet, send_packet};
 use crate::{
-    CONTROL_VERSION, ControlError, ControlHello, Event, FromVm, GuestDescription, Request, Response, Status,
-    ToVm,
+    CONTROL_VERSION, ControlError, ControlHello, Event, FromVm, GuestDescription, GuestSample, Request,
+    Response, Status, ToVm,
 };
 
 /// Why a VM process gave no answer.
@@ -170,6 +170,18 @@ impl ControlClient {
         match self.request(Request::Describe).await? {
             Response::Description(description) => Ok(*description),
             _ => Err(ClientError::Unexpected("another answer than its description")),
+        }
+    }
+
+    /// What the guest is seen to write in a time.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn sample_dirty(&self, sample_ms: u32) -> Result<GuestSample, ClientError> {
+        let patience = Self::PATIENCE + Duration::from_millis(sample_ms.into());
+        match self.request_within(Request::SampleDirty { sample_ms }, patience).await? {
+            Response::Sample(sample) => Ok(*sample),
+            _ => Err(ClientError::Unexpected("another answer than a sample")),
         }
     }
 }

@@ -15,6 +15,7 @@ mod dir;
 mod epoch;
 mod message;
 mod plan;
+mod sample;
 mod server;
 mod socket;
 mod spec;
@@ -34,6 +35,7 @@ pub use plan::{
     BootPlan, GuestDescription, IncomingPlan, Limits, MigratePlan, OtherAddress, PortRange, SectionRef,
     StartedAt, TlsFiles, TransportKind, VmStart,
 };
+pub use sample::{GuestSample, WriteWindow};
 pub use server::{EventSink, VmService, serve};
 pub use socket::{bind_control, connect_control, listener_from_stdin};
 pub use spec::*;

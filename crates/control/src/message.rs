@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    ConsoleChunk, GuestDescription, MigratePlan, OtherAddress, PendingResolution, Status, VmState, text,
+    ConsoleChunk, GuestDescription, GuestSample, MigratePlan, OtherAddress, PendingResolution, Status,
+    VmState, text,
 };
 
 /// Version of the messages. A daemon and a VM process of different versions tell each other so and
 /// nothing else; the guest runs on.
-pub const CONTROL_VERSION: u32 = 3;
+pub const CONTROL_VERSION: u32 = 4;
 
 /// The first message of both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +63,12 @@ pub enum Request {
     Status,
     /// Answered with [`Response::Description`].
     Describe,
+    /// Answered with [`Response::Sample`] after watching the guest for so long. A migration that begins meanwhile
+    /// ends the watching at once, and the answer is why there is none.
+    SampleDirty {
+        /// How long dirty pages are tracked, in ms: [`GuestSample::TIME_MS`].
+        sample_ms: u32,
+    },
     /// Stop all vCPUs.
     Pause,
     /// Run all vCPUs.
@@ -164,6 +171,8 @@ pub enum Response {
     Status(Box<Status>),
     /// What the guest needs of a host.
     Description(Box<GuestDescription>),
+    /// What the guest was seen to write.
+    Sample(Box<GuestSample>),
     /// Console output.
     Console(ConsoleChunk),
     /// A migration, as far as it got.

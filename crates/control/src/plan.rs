@@ -1,6 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use migrated_cpuid::GuestCpu;
 use migrated_engine::{Mode, OnTimeout, Verify};
@@ -136,6 +137,9 @@ pub struct StartedAt {
 pub struct Limits {
     /// Longest time that the guest may stand still, in µs.
     pub max_downtime_us: u64,
+    /// Longest time that the migration as a whole should take, in ms; `None` is no such goal.
+    #[serde(default)]
+    pub max_total_ms: Option<u64>,
     /// Most payload a second on all channels together, in bits per second; `None` is no limit.
     pub bandwidth_bps: Option<u64>,
     /// How long pre-copy may take, in ms.
@@ -146,6 +150,20 @@ pub struct Limits {
     pub max_iterations: u32,
     /// Whether `auto` may let the guest run before its pages are there.
     pub allow_postcopy: bool,
+}
+
+impl From<Limits> for migrated_engine::Limits {
+    fn from(limits: Limits) -> Self {
+        Self {
+            max_downtime: Duration::from_micros(limits.max_downtime_us),
+            max_total: limits.max_total_ms.map(Duration::from_millis),
+            timeout: Duration::from_millis(limits.timeout_ms),
+            max_iterations: limits.max_iterations,
+            on_timeout: limits.on_timeout,
+            bandwidth_bps: limits.bandwidth_bps,
+            allow_postcopy: limits.allow_postcopy,
+        }
+    }
 }
 
 /// Everything that a source's VM process needs to send its guest.
@@ -172,7 +190,7 @@ pub struct MigratePlan {
     /// The epoch that the commit will carry.
     pub epoch: u64,
     /// How memory is moved.
-    #[serde(default)]
+    #[serde(default = "Mode::unnamed")]
     pub mode: Mode,
     /// Page channels; `None` lets the engine choose.
     pub channels: Option<u16>,
@@ -259,7 +277,7 @@ pub struct IncomingPlan {
     /// Ports to choose from.
     pub ports: PortRange,
     /// How memory is moved.
-    #[serde(default)]
+    #[serde(default = "Mode::unnamed")]
     pub mode: Mode,
     /// When our memory is compared with the source's.
     pub verify: Verify,

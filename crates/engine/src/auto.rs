@@ -1,7 +1,10 @@
 use std::time::Duration;
 
 use crate::policy::{ConvergencePolicy, Observation, PrecopyPolicy, Step, Verdict};
-use crate::predict::{Model, PATIENCE, STICKY_PATIENCE, WriteFit, WriteSample, precopy_pays, summary};
+use crate::predict::{
+    Choice, Model, PATIENCE, STICKY_PATIENCE, WriteFit, WriteSample, choose, only_switching_is_in_time,
+    summary,
+};
 use crate::{Limits, Prediction};
 
 /// When the first round is cut short to see what the guest writes: long enough that a shaped link's queues and
@@ -104,7 +107,9 @@ impl AutoPolicy {
             return follow("pre-copy ends here".into());
         }
         if seen.progress.unsent_pages > 0 {
-            return match Self::outruns_the_link(limits, seen) {
+            let in_time =
+                || only_switching_is_in_time(predicted, limits).filter(|_| seen.progress.rate_known);
+            return match Self::outruns_the_link(limits, seen).or_else(in_time) {
                 Some(why) => follow(why),
                 None => (Step::Iterate, Some("the first round goes on: the guest may yet be outrun".into())),
             };
@@ -113,14 +118,13 @@ impl AutoPolicy {
             return (Step::Iterate, Some("the link's rate is not known yet".into()));
         }
         let patience = if self.chose_rounds { STICKY_PATIENCE } else { PATIENCE };
-        if precopy_pays(predicted, patience) {
-            self.chose_rounds = true;
-            return (Step::Iterate, Some("rounds reach the limits in a time worth it".into()));
+        match choose(predicted, limits, patience) {
+            Choice { rounds: true, why } => {
+                self.chose_rounds = true;
+                (Step::Iterate, Some(why))
+            }
+            Choice { rounds: false, why } => follow(why),
         }
-        follow(match predicted.precopy.converges {
-            true => format!("rounds would take more than {patience} times as long as switching now"),
-            false => "rounds would not reach the limits".into(),
-        })
     }
 
     /// Whether the latest harvest alone proves that rounds lead nowhere.

@@ -9,6 +9,10 @@ use crate::OnTimeout;
 pub struct Limits {
     /// Longest time the guest may stand still.
     pub max_downtime: Duration,
+    /// Longest time that the migration as a whole should take: what [`Mode::Auto`](crate::Mode::Auto) chooses by and
+    /// predictions are held against. A goal, which ends nothing: that is what `timeout` does. `None` is none.
+    #[serde(default)]
+    pub max_total: Option<Duration>,
     /// Longest time for pre-copy as a whole; then `on_timeout` decides.
     pub timeout: Duration,
     /// Most rounds over the dirty pages; then `on_timeout` decides.
@@ -31,6 +35,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_downtime: Duration::from_millis(50),
+            max_total: None,
             timeout: Duration::from_secs(300),
             max_iterations: 30,
             on_timeout: OnTimeout::Cancel,

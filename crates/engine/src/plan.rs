@@ -3,7 +3,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::predict::{
-    KICKS, Model, PATIENCE, RATE_GUESS, ROUND_TRIPS, WriteFit, WriteSample, precopy_pays, summary,
+    Choice, KICKS, Model, PATIENCE, RATE_GUESS, ROUND_TRIPS, WriteFit, WriteSample, choose,
 };
 use crate::{Limits, Mode, Prediction};
 
@@ -40,8 +40,10 @@ pub struct PlanInputs {
     pub state: Duration,
     /// Bytes of CPU and device state.
     pub state_bytes: u64,
-    /// What the guest writes, if it was watched.
-    pub writes: Option<DirtySample>,
+    /// What a harvest of dirty pages takes.
+    pub harvest: Duration,
+    /// What the guest writes, if it was watched: windows that follow each other, the latest last.
+    pub writes: Vec<DirtySample>,
     /// Why the destination can't take a guest whose pages follow it, if it can't.
     pub no_postcopy: Option<String>,
     /// What the migration may cost.
@@ -54,7 +56,7 @@ pub struct PlanInputs {
 pub struct Plan {
     /// The mode that `auto` is expected to end up with.
     pub recommended: Mode,
-    /// Why, with the numbers it is based on.
+    /// Why.
     pub reason: String,
     /// What may be lost by it that would not be lost without a migration, if anything.
     pub risk: Option<String>,
@@ -68,36 +70,39 @@ pub struct Plan {
 pub fn plan(inputs: &PlanInputs) -> Plan {
     let prediction = model(inputs).predict();
     let can_switch = prediction.postcopy.possible;
-    let (recommended, why) = if precopy_pays(&prediction, PATIENCE) {
-        (Mode::Precopy, "rounds reach the limits in a time worth it".to_owned())
+    let Choice { rounds, why } = choose(&prediction, &inputs.limits, PATIENCE);
+    let (recommended, why) = if rounds {
+        (Mode::Precopy, why)
     } else if !can_switch {
-        let why = inputs.no_postcopy.as_deref().unwrap_or("it is not allowed");
-        (Mode::Precopy, format!("post-copy is not possible: {why}"))
-    } else if prediction.dirty_rate_pps * migrated_pages::PAGE_SIZE as f64 * 8.0 < prediction.link_bps {
-        (Mode::Hybrid, "rounds do not pay, but the first one leaves less than it sends".to_owned())
+        let not = inputs.no_postcopy.as_deref().unwrap_or("it is not allowed");
+        (Mode::Precopy, format!("{why}; post-copy is not possible: {not}"))
+    } else if prediction.dirty_rate_pps * migrated_pages::PAGE_SIZE as f64 * 8.0 >= prediction.link_bps {
+        (Mode::Postcopy, format!("{why}; the guest writes as fast as the link sends"))
+    } else if prediction.postcopy.within_limits && !prediction.hybrid.within_limits {
+        (Mode::Postcopy, format!("{why}; with a round before the switch, neither"))
     } else {
-        (Mode::Postcopy, "the guest writes as fast as the link sends".to_owned())
+        (Mode::Hybrid, format!("{why}; the first one leaves less than it sends"))
     };
     let risk = (recommended != Mode::Precopy).then(|| {
         "until its last page has arrived the guest needs both hosts: if the destination's VM process dies \
          meanwhile, the guest is lost"
             .to_owned()
     });
-    let unknown = match (inputs.link_bps.or(inputs.limits.bandwidth_bps), inputs.writes) {
-        (Some(_), Some(_)) => "",
-        (None, Some(_)) => "; the link's rate is a guess",
-        (Some(_), None) => "; what the guest writes is not known and taken as nothing",
-        (None, None) => {
+    let unknown = match (inputs.link_bps.or(inputs.limits.bandwidth_bps), inputs.writes.is_empty()) {
+        (Some(_), false) => "",
+        (None, false) => "; the link's rate is a guess",
+        (Some(_), true) => "; what the guest writes is not known and taken as nothing",
+        (None, true) => {
             "; the link's rate is a guess, what the guest writes is not known and taken as nothing"
         }
     };
-    let reason = format!("{}{unknown}; {why}", summary(&prediction));
+    let reason = format!("{why}{unknown}");
     Plan { recommended, reason, risk, prediction }
 }
 
 fn model(inputs: &PlanInputs) -> Model {
     let mut fit = WriteFit::new(inputs.ram_pages);
-    if let Some(sample) = inputs.writes {
+    for sample in &inputs.writes {
         let factor = if sample.tracked { 1.0 } else { TRACKING_FACTOR };
         let pages = ((sample.pages as f64 * factor) as u64).min(inputs.ram_pages);
         fit.add(WriteSample { window: sample.window, pages });
@@ -120,8 +125,11 @@ fn model(inputs: &PlanInputs) -> Model {
         page_bytes: page,
         rate,
         rtt: inputs.rtt,
-        round_overhead: inputs.rtt,
-        fixed: state.saturating_add(KICKS).saturating_add(inputs.rtt.saturating_mul(ROUND_TRIPS)),
+        round_overhead: inputs.rtt.saturating_add(inputs.harvest),
+        fixed: state
+            .saturating_add(inputs.harvest)
+            .saturating_add(KICKS)
+            .saturating_add(inputs.rtt.saturating_mul(ROUND_TRIPS)),
         writes,
         samples: fit.samples(),
         confidence,

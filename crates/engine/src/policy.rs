@@ -168,7 +168,9 @@ impl ConvergencePolicy for PrecopyPolicy {
         };
         if expected <= limits.max_downtime {
             let better = seen.after_another_round();
-            if exhausted.is_none() && self.rounds_since_best == 0 && better * 2 <= expected {
+            let in_time = |goal| seen.elapsed + seen.transfer_time() + better <= goal;
+            let may_go_on = exhausted.is_none() && limits.max_total.is_none_or(in_time);
+            if may_go_on && self.rounds_since_best == 0 && better * 2 <= expected {
                 let better = better.as_secs_f64() * 1e3;
                 let reason = format!("{numbers}; another round would bring it to {better:.2} ms");
                 return Verdict::new(Step::Iterate, reason);

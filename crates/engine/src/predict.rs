@@ -17,7 +17,7 @@ mod curve;
 
 use std::time::Duration;
 
-pub(crate) use choice::{PATIENCE, STICKY_PATIENCE, precopy_pays, summary};
+pub(crate) use choice::{Choice, PATIENCE, STICKY_PATIENCE, choose, only_switching_is_in_time, summary};
 pub use curve::{WriteCurve, WriteFit, WriteSample};
 
 use crate::Limits;
@@ -97,11 +97,12 @@ impl Model {
         for round in 0..=more {
             let downtime = self.downtime(left);
             if downtime <= limit && !late {
+                let total = spent + downtime;
                 return ModePrediction {
                     possible: true,
                     converges: true,
-                    within_limits: true,
-                    total_ms: (spent + downtime) * 1e3,
+                    within_limits: self.is_in_time(total),
+                    total_ms: total * 1e3,
                     downtime_ms: downtime * 1e3,
                     bytes: (sent + left) as u64,
                     rounds: self.rounds.saturating_add(round + 1),
@@ -152,12 +153,18 @@ impl Model {
             possible: self.can_switch,
             converges: true,
             within_limits: downtime <= limits.max_downtime.as_secs_f64()
-                && total <= limits.timeout.as_secs_f64(),
+                && total <= limits.timeout.as_secs_f64()
+                && self.is_in_time(total),
             total_ms: total * 1e3,
             downtime_ms: downtime * 1e3,
             bytes: (self.sent_bytes as f64 + sent + left) as u64,
             rounds: self.rounds.saturating_add(rounds),
         }
+    }
+
+    /// Whether so many seconds in all keep to `max_total`.
+    fn is_in_time(&self, total: f64) -> bool {
+        self.limits.max_total.is_none_or(|goal| total <= goal.as_secs_f64())
     }
 
     fn downtime(&self, left: f64) -> f64 {

@@ -123,14 +123,22 @@ impl std::fmt::Display for MigrationState {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Mode {
     /// All memory is copied before the guest switches hosts.
-    #[default]
     Precopy,
     /// The guest switches hosts first; its memory follows.
     Postcopy,
     /// Memory is copied while that pays; then the guest switches, and what it had written again follows.
     Hybrid,
     /// Pre-copy where it pays, else hybrid or post-copy: what is measured decides.
+    #[default]
     Auto,
+}
+
+impl Mode {
+    /// What a message means that names no mode: it is from before there was a choice.
+    #[must_use]
+    pub const fn unnamed() -> Self {
+        Self::Precopy
+    }
 }
 
 /// When the destination's memory is compared with the source's.
@@ -177,6 +185,9 @@ pub struct MigrationRecord {
     pub transport: String,
     /// Page channels used.
     pub channels: u16,
+    /// What page payload was limited to, in bits per second; none where it was as fast as the link.
+    #[serde(default)]
+    pub bandwidth_bps: Option<u64>,
     /// Where it is, or how it ended.
     pub state: Option<MigrationState>,
     /// Why it failed or was cancelled.

@@ -179,7 +179,7 @@ fn inputs(pages_per_second: u64) -> PlanInputs {
         rtt: Duration::from_micros(200),
         state: Duration::from_millis(5),
         state_bytes: 50_000,
-        writes: Some(DirtySample { window: Duration::from_secs(1), pages: pages_per_second, tracked: true }),
+        writes: vec![DirtySample { window: Duration::from_secs(1), pages: pages_per_second, tracked: true }],
         ..PlanInputs::default()
     }
 }
@@ -210,9 +210,9 @@ fn a_plan_recommends_what_auto_would_end_up_with() {
 fn an_untracked_sample_counts_more_and_a_missing_one_is_named() {
     let sample = |tracked| DirtySample { window: Duration::from_secs(1), pages: 1000, tracked };
     let rate =
-        |tracked| plan(&PlanInputs { writes: Some(sample(tracked)), ..inputs(0) }).prediction.dirty_rate_pps;
+        |tracked| plan(&PlanInputs { writes: vec![sample(tracked)], ..inputs(0) }).prediction.dirty_rate_pps;
     assert!((rate(false) / rate(true) / migrated_engine::TRACKING_FACTOR - 1.0).abs() < 0.02);
-    let blind = plan(&PlanInputs { writes: None, link_bps: None, ..inputs(0) });
+    let blind = plan(&PlanInputs { writes: Vec::new(), link_bps: None, ..inputs(0) });
     assert_eq!(blind.prediction.confidence, 0.0);
     assert!(blind.reason.contains("is a guess") && blind.reason.contains("not known"), "{}", blind.reason);
 }

@@ -5,6 +5,7 @@
 //! matter of types here: [`PausedGuest::retire`] consumes the only value that could.
 
 mod error;
+mod estimate;
 mod postcopy;
 mod ram;
 mod scan;

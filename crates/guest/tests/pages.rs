@@ -133,3 +133,35 @@ fn a_run_outside_is_refused() {
     let (ram, _) = ram(&[]);
     let _ = ram.slice(PageRun { block: BLOCK, first: PAGES - 1, count: 2 });
 }
+
+/// RAM of two blocks in memfds, of which the pages for which `has` says so have content.
+fn large(pages: u64, has: impl Fn(u64) -> bool) -> GuestRam {
+    let region = |base: u64, pages: u64| {
+        let bytes = pages as usize * PAGE_SIZE;
+        let file = File::from(rustix::fs::memfd_create("pages", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(bytes as u64).unwrap();
+        GuestRegionMmap::from_range(GuestAddress(base), bytes, Some(FileOffset::new(file, 0))).unwrap()
+    };
+    let memory = GuestMemoryMmap::from_regions(vec![region(0, 40), region(BASE, pages)]).unwrap();
+    for page in (0..pages).filter(|page| has(*page)) {
+        memory.write_obj(1u8, GuestAddress(BASE + page * PAGE_SIZE as u64)).unwrap();
+    }
+    GuestRam::new(memory).unwrap()
+}
+
+#[test]
+fn pages_with_content_are_counted_in_a_small_guest_and_estimated_in_a_large_one() {
+    assert_eq!(large(1000, |page| page % 3 == 0).estimate_nonzero(), 334);
+    assert_eq!(large(1000, |_| false).estimate_nonzero(), 0);
+    // 800 MiB, of which a third is looked at, in one place of each part of 49 pages: no rhythm must deceive it.
+    let pages = 200_000;
+    for (name, has) in [
+        ("the first quarter", (|page| page < 50_000) as fn(u64) -> bool),
+        ("every fourth page", |page| page % 4 == 0),
+        ("the first quarter of each 4 MiB", |page| page % 1024 < 256),
+        ("the first quarter of each part", |page| page % 49 < 12),
+    ] {
+        let estimate = large(pages, has).estimate_nonzero() as f64 / pages as f64;
+        assert!((0.23..0.27).contains(&estimate), "{name}: {estimate}");
+    }
+}

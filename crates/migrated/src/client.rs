@@ -1,5 +1,7 @@
 //! The API's client: what the CLI and a daemon that talks to a peer are made of.
 
+mod probe;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +11,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::http::request::Builder;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use migrated_api::Problem;
@@ -19,6 +22,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+
+pub use probe::Measured;
 
 /// Most bytes of an answer that is read whole. A list of migrations is the longest.
 const MAX_ANSWER: usize = 64 << 20;
@@ -221,14 +226,7 @@ impl ApiClient {
                 .map_err(|e| self.not_ours(e))?;
         // It ends with the request's last byte, or with the body when that is dropped.
         tokio::spawn(connection);
-        let host = match &self.target {
-            Target::Unix(_) => "localhost",
-            Target::Tcp { authority, .. } => authority,
-        };
-        let mut request = Request::builder().method(method).uri(path).header(HOST, host);
-        if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-        }
+        let mut request = self.head(method, path);
         let (bytes, kind) = body.unzip();
         if let Some(kind) = kind {
             request = request.header(CONTENT_TYPE, kind);
@@ -236,6 +234,19 @@ impl ApiClient {
         let request = request.body(Full::from(bytes.unwrap_or_default())).map_err(|e| self.not_ours(e))?;
         let response = sender.send_request(request).await.map_err(|e| self.not_ours(e))?;
         if response.status().is_success() { Ok(response) } else { Err(self.problem(response).await) }
+    }
+
+    /// A request without its body, from whoever we are.
+    fn head(&self, method: Method, path: &str) -> Builder {
+        let host = match &self.target {
+            Target::Unix(_) => "localhost",
+            Target::Tcp { authority, .. } => authority,
+        };
+        let request = Request::builder().method(method).uri(path).header(HOST, host);
+        match &self.token {
+            Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+            None => request,
+        }
     }
 
     async fn problem(&self, response: Response<Incoming>) -> ApiClientError {

@@ -113,6 +113,8 @@ pub struct MigrationConfig {
 pub struct MigrationDefaults {
     /// Longest downtime, in ms.
     pub max_downtime_ms: f64,
+    /// Longest time that a migration as a whole should take, in ms.
+    pub max_total_ms: Option<f64>,
     /// How long pre-copy may take, in seconds.
     pub timeout_s: f64,
     /// What happens then.
@@ -253,6 +255,10 @@ impl MigrationDefaults {
     fn validate(&self) -> Result<()> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         ensure!(positive(self.max_downtime_ms), "`migration.defaults.max_downtime_ms` must be above 0");
+        ensure!(
+            self.max_total_ms.is_none_or(positive),
+            "`migration.defaults.max_total_ms` must be above 0; leave it out for none"
+        );
         ensure!(positive(self.timeout_s), "`migration.defaults.timeout_s` must be above 0");
         ensure!(self.max_iterations > 0, "`migration.defaults.max_iterations` must be above 0");
         ensure!(self.bandwidth_bps != Some(0), "`migration.defaults.bandwidth_bps` must be above 0");

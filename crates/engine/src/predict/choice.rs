@@ -1,3 +1,4 @@
+use crate::Limits;
 use crate::record::{ModePrediction, Prediction};
 
 /// Rounds may take this many times what switching now would take. At a factor of 2 a guest that writes half as
@@ -9,8 +10,55 @@ pub(crate) const STICKY_PATIENCE: f64 = 2.5;
 /// no page that is on another host, and can't lose one.
 const GRACE_MS: f64 = 1000.0;
 
+/// What a migration goes on as, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Choice {
+    /// Rounds until the guest may be stopped; else it switches and the rest follows it.
+    pub(crate) rounds: bool,
+    /// Why.
+    pub(crate) why: String,
+}
+
+/// Rounds if they end, and in time: within `max_total` where that is stated, else within `patience` times what
+/// switching now would take. Where no mode keeps to all limits, that which exceeds them least: of rounds that
+/// end and a switch, whose downtimes both fit, the sooner; a switch where rounds don't end.
+pub(crate) fn choose(predicted: &Prediction, limits: &Limits, patience: f64) -> Choice {
+    let Prediction { precopy, hybrid, postcopy, .. } = predicted;
+    let seconds = |mode: &ModePrediction| mode.total_ms / 1e3;
+    let (rounds, why) = if !precopy.converges {
+        (false, "rounds would not reach the limits".to_owned())
+    } else if let Some(goal) = limits.max_total {
+        let (took, goal) = (seconds(precopy), goal.as_secs_f64());
+        if precopy.within_limits {
+            (true, format!("rounds would end after {took:.2} s, within the {goal:.2} s that all may take"))
+        } else {
+            let sooner = precopy.total_ms <= postcopy.total_ms;
+            (
+                sooner,
+                format!("rounds would end after {took:.2} s, not within the {goal:.2} s that all may take"),
+            )
+        }
+    } else if precopy_pays(predicted, patience) {
+        (true, "rounds reach the limits in a time worth it".to_owned())
+    } else {
+        (false, format!("rounds would take more than {patience} times as long as switching now"))
+    };
+    let any = [precopy, hybrid, postcopy].into_iter().any(|mode| mode.possible && mode.within_limits);
+    let least =
+        if any { "" } else { "; no mode is predicted to keep to all limits, this one exceeds them least" };
+    Choice { rounds, why: format!("{why}{least}") }
+}
+
+/// Whether a stated total time is kept to by switching now and by nothing else.
+pub(crate) fn only_switching_is_in_time(predicted: &Prediction, limits: &Limits) -> Option<String> {
+    let Prediction { precopy, hybrid, postcopy, .. } = predicted;
+    let goal = limits.max_total?.as_secs_f64();
+    (postcopy.within_limits && !hybrid.within_limits && !precopy.within_limits)
+        .then(|| format!("only switching now is predicted to end within the {goal:.2} s that all may take"))
+}
+
 /// Whether rounds reach the limits, in a time that makes them better than switching now.
-pub(crate) fn precopy_pays(predicted: &Prediction, patience: f64) -> bool {
+fn precopy_pays(predicted: &Prediction, patience: f64) -> bool {
     let rounds = predicted.precopy.total_ms - predicted.at_ms;
     let switching = predicted.postcopy.total_ms - predicted.at_ms;
     predicted.precopy.converges && rounds <= (patience * switching).max(switching + GRACE_MS)

@@ -42,10 +42,10 @@ pub struct Prediction {
 pub struct ModePrediction {
     /// Whether limits and both hosts allow it.
     pub possible: bool,
-    /// Pre-copy: whether the guest can be stopped within all limits. Always so of the others, which end whatever
+    /// Pre-copy: whether rounds end, with the guest stopped within the limit of its downtime. Always so of the others, which end whatever
     /// the guest writes.
     pub converges: bool,
-    /// Whether it keeps to the limits of downtime and time.
+    /// Whether it keeps to all limits: downtime, time and, where one was stated, total time.
     pub within_limits: bool,
     /// From the request until the source is free, in ms. Of pre-copy that doesn't converge: until its time is
     /// over and the rest is sent, which is a bound (a policy that sees no progress ends it sooner).

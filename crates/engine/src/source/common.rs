@@ -44,6 +44,7 @@ impl Common {
         record.ram.bytes = config.identity.layout.total_bytes();
         record.channels = config.channels;
         record.mode = config.mode;
+        record.bandwidth_bps = config.limits.bandwidth_bps;
         let pace = Pace::new(config.limits.bandwidth_bps);
         Self {
             config,

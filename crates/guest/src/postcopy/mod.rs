@@ -96,6 +96,14 @@ impl PostcopyRam {
     /// What the host's permissions, its kernel or the RAM's backing lack, in words.
     pub fn support(ram: &GuestRam) -> Result<(), PostcopyError> {
         prepare::check_backing(ram)?;
+        Self::permitted()
+    }
+
+    /// Whether this process may do post-copy at all, for whatever RAM suits it.
+    ///
+    /// # Errors
+    /// What the host's permissions or its kernel lack, in words.
+    pub fn permitted() -> Result<(), PostcopyError> {
         Ok(Userfaultfd::open().map(drop)?)
     }
 

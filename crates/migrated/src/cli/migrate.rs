@@ -10,7 +10,8 @@ use migrated_api::{
 
 use super::migration::record_for_people;
 use super::output::Output;
-use super::progress;
+use super::plan::PlanArgs;
+use super::{plan, progress};
 use crate::client::ApiClient;
 use crate::units;
 
@@ -25,9 +26,14 @@ pub struct MigrateArgs {
     /// How memory is moved.
     #[arg(long, value_enum, default_value_t)]
     mode: ModeArg,
+    #[command(flatten)]
+    plan: PlanArgs,
     /// Longest time that the guest may stand still, e.g. 50ms.
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     max_downtime: Option<Duration>,
+    /// Longest time that all of it should take, e.g. 30s: what `auto` chooses by.
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    max_total: Option<Duration>,
     /// Most payload a second, e.g. 1gbit.
     #[arg(long, value_name = "RATE", value_parser = units::bit_rate)]
     bandwidth: Option<u64>,
@@ -61,13 +67,13 @@ pub struct MigrateArgs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ModeArg {
     /// All memory is copied before the guest switches hosts.
-    #[default]
     Precopy,
     /// The guest switches hosts first; its memory follows.
     Postcopy,
     /// Memory is copied while that pays; then the guest switches, and what it had written again follows.
     Hybrid,
     /// Pre-copy where it pays, else one of the others: what is measured decides.
+    #[default]
     Auto,
 }
 
@@ -108,6 +114,7 @@ impl MigrateArgs {
             allow_postcopy: self.no_postcopy.then_some(false),
             transport: self.transport,
             max_downtime_ms: self.max_downtime.map(|time| time.as_secs_f64() * 1e3),
+            max_total_ms: self.max_total.map(|time| time.as_secs_f64() * 1e3),
             bandwidth_bps: self.bandwidth,
             channels: self.channels,
             verify: self.verify.map(|verify| match verify {
@@ -126,6 +133,9 @@ impl MigrateArgs {
 }
 
 pub async fn run(client: &ApiClient, output: Output, args: MigrateArgs) -> Result<ExitCode> {
+    if args.plan.is_asked() {
+        return plan::run(client, output, &args.vm, args.plan.about(args.request())).await;
+    }
     let path = format!("/v1/vms/{}/migrations", args.vm);
     let begun: StartedMigration = client.post(&path, &args.request(), ApiClient::PATIENCE).await?;
     if !args.watch {

@@ -6,6 +6,7 @@ mod cpu;
 pub mod migrate;
 mod migration;
 pub mod output;
+mod plan;
 pub mod postcopy;
 mod predicted;
 pub mod progress;

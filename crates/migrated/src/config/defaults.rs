@@ -56,6 +56,7 @@ impl Default for MigrationDefaults {
     fn default() -> Self {
         Self {
             max_downtime_ms: 300.0,
+            max_total_ms: None,
             timeout_s: 600.0,
             on_timeout: OnTimeout::Cancel,
             max_iterations: 30,

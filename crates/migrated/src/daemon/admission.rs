@@ -1,8 +1,9 @@
 //! Whether a guest can come here: everything that would stop it later is found now, before its
 //! first byte moves, and all of it is told at once.
 
-use migrated_api::{CpuReport, PrepareIncoming, Reason};
+use migrated_api::{Admission, CpuReport, MemoryBacking, PrepareIncoming, Reason};
 use migrated_control::TlsFiles;
+use migrated_guest::PostcopyRam;
 use migrated_wire::{MigrationId, PROTOCOL, VersionRange};
 
 use super::{Daemon, DaemonError, spec};
@@ -147,6 +148,25 @@ impl Daemon {
             }
             _ => Err(Refusal { reasons, cpu }),
         }
+    }
+
+    /// What [`prepare`](Self::prepare) would come to, as far as it can be said without beginning anything.
+    pub fn check_incoming(&self, request: &PrepareIncoming) -> Admission {
+        let (mut reasons, cpu) = match self.admit(request) {
+            Ok(_) => (Vec::new(), None),
+            Err(refusal) => (refusal.reasons, refusal.cpu.map(|cpu| *cpu)),
+        };
+        reasons.extend(self.registration_faults(request));
+        // Its VM process would have this process's permissions.
+        let no_postcopy = match request.spec.backing {
+            MemoryBacking::Memfd | MemoryBacking::Thp => {
+                PostcopyRam::permitted().err().map(|error| error.to_string())
+            }
+            MemoryBacking::Hugetlb2m => {
+                Some("the guest's RAM is in huge pages of hugetlbfs; it can move by pre-copy".to_owned())
+            }
+        };
+        Admission { reasons, cpu, no_postcopy }
     }
 
     /// What would also be refused at registration, for a guest that is refused already.

@@ -7,8 +7,9 @@ use migrated_api::{BaselineRequest, CpuCheck, CpuReport, CpuSource, HostCpuRepor
 use migrated_cpuid::{GuestCpu, HostCpu, PoolError};
 
 use super::cpu::{guest_of, parse_dump};
+use super::peers::peer_failed;
 use super::{Daemon, DaemonError};
-use crate::client::{ApiClientError, is_unauthorized};
+use crate::client::ApiClientError;
 
 /// How this host calls itself, besides its name.
 const SELF: &str = "self";
@@ -76,11 +77,7 @@ impl Daemon {
         let peer = self.peer(name)?;
         let asked = tokio::time::timeout(PATIENCE, peer.get::<HostCpuReport>("/v1/host/cpu")).await;
         let late = |_| Err(ApiClientError::TimedOut { target: name.to_owned(), after: PATIENCE });
-        let report = asked.unwrap_or_else(late).map_err(|error| DaemonError::Peer {
-            peer: name.to_owned(),
-            code: if is_unauthorized(&error) { "peer_unauthorized".into() } else { error.code().to_owned() },
-            detail: error.to_string(),
-        })?;
+        let report = asked.unwrap_or_else(late).map_err(|error| peer_failed(name, &error))?;
         let place = format!("the answer of {name}");
         HostCpu::try_from(report.dump).map_err(|error| DaemonError::InvalidDump { place, error })
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrated_api::{MigrationState, Mode};
+use migrated_api::MigrationState;
 use migrated_control::{BootPlan, ClientError, ControlClient, Request, Response, VmSpec, VmStart, VmState};
 
 use super::process::{Exit, ProcessId};
@@ -163,7 +163,7 @@ impl Daemon {
     fn give_up_unresolved(&self, vm: &Vm) {
         let Some(migration) = vm.migration().and_then(|id| self.migration(&id).ok()) else { return };
         let indeterminate = migration.state() == MigrationState::Indeterminate;
-        if vm.is_gone() || indeterminate && migration.record().mode == Mode::Precopy {
+        if vm.is_gone() || indeterminate && !migration.switched() {
             let message = format!(
                 "the VM was deleted here before {} had said whether the guest runs there",
                 migration.peer

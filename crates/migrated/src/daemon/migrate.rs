@@ -7,8 +7,8 @@ use migrated_api::{
     MigrationRecord, MigrationState, Mode, PrepareIncoming, Prepared, Reason, RecordError, RecordRole,
     StartMigration, TransportKind, Verify, Versions,
 };
-use migrated_control::{Limits, MigratePlan, Request, StartedAt, TlsFiles};
-use migrated_wire::{PROTOCOL, Token};
+use migrated_control::{GuestDescription, Limits, MigratePlan, Request, StartedAt, TlsFiles};
+use migrated_wire::{MigrationId, PROTOCOL, Token};
 
 use super::migration::Migration;
 use super::vm::{Vm, unix_ms};
@@ -121,25 +121,38 @@ impl Daemon {
             let e = vm.failed(e);
             Abort::failed(e.code(), e.to_string(), MigrationState::Negotiating)
         })?;
-        let request = PrepareIncoming {
-            protocol: Versions { min: PROTOCOL.min, max: PROTOCOL.max },
-            migration: migration.id.to_string(),
-            vm: vm.id.clone(),
-            spec: vm.spec.clone(),
-            description,
-            transport: departure.transport,
-            channels: departure.request.channels,
-            mode: departure.request.mode,
-            verify: departure.request.verify.unwrap_or(self.config.migration.defaults.verify),
-            epoch: migration.epoch,
-            source: self.config.name.clone(),
-        };
+        let request =
+            self.incoming_request(vm, migration.id, description, departure.transport, &departure.request);
         let patience = PREPARE + Duration::from_secs(vm.spec.memory_bytes / SLOWEST_PREFAULT);
         departure
             .peer
             .post("/v1/incoming", &request, patience)
             .await
             .map_err(|e| abort_of(&migration.peer, &e))
+    }
+
+    /// What a destination is asked to get ready for.
+    pub(super) fn incoming_request(
+        &self,
+        vm: &Vm,
+        migration: MigrationId,
+        description: GuestDescription,
+        transport: TransportKind,
+        request: &StartMigration,
+    ) -> PrepareIncoming {
+        PrepareIncoming {
+            protocol: Versions { min: PROTOCOL.min, max: PROTOCOL.max },
+            migration: migration.to_string(),
+            vm: vm.id.clone(),
+            spec: vm.spec.clone(),
+            description,
+            transport,
+            channels: request.channels,
+            mode: request.mode,
+            verify: request.verify.unwrap_or(self.config.migration.defaults.verify),
+            epoch: EPOCH,
+            source: self.config.name.clone(),
+        }
     }
 
     async fn hand_over(
@@ -230,7 +243,8 @@ fn abort_of(peer: &str, error: &ApiClientError) -> Abort {
     abort
 }
 
-fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> Result<Limits, DaemonError> {
+/// What a migration keeps to, checked.
+pub(super) fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> Result<Limits, DaemonError> {
     let mut faults = Vec::new();
     let mut fault = |wrong: bool, detail: String| {
         if wrong {
@@ -238,6 +252,7 @@ fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> Result<Limi
         }
     };
     let max_downtime_ms = request.max_downtime_ms.unwrap_or(defaults.max_downtime_ms);
+    let max_total_ms = request.max_total_ms.or(defaults.max_total_ms);
     let timeout_s = request.timeout_s.unwrap_or(defaults.timeout_s);
     let bandwidth_bps = request.bandwidth_bps.or(defaults.bandwidth_bps);
     let max_iterations = request.max_iterations.unwrap_or(defaults.max_iterations);
@@ -246,6 +261,13 @@ fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> Result<Limi
     fault(
         !sane(max_downtime_ms, 86_400e3),
         format!("max_downtime_ms is {max_downtime_ms}; it must be above 0"),
+    );
+    fault(
+        max_total_ms.is_some_and(|time| !sane(time, 86_400e3)),
+        format!(
+            "max_total_ms is {}; it must be above 0, and a day at most",
+            max_total_ms.unwrap_or_default()
+        ),
     );
     fault(
         !sane(timeout_s, 86_400.0),
@@ -268,6 +290,7 @@ fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> Result<Limi
     }
     Ok(Limits {
         max_downtime_us: (max_downtime_ms * 1e3) as u64,
+        max_total_ms: max_total_ms.map(|time| (time as u64).max(1)),
         bandwidth_bps,
         timeout_ms: (timeout_s * 1e3) as u64,
         on_timeout: request.on_timeout.unwrap_or(defaults.on_timeout),

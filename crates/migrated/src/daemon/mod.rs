@@ -18,6 +18,7 @@ mod memory;
 mod migrate;
 mod migration;
 mod peers;
+mod plan;
 mod postcopy;
 mod process;
 mod resolve;

@@ -3,10 +3,19 @@
 use std::path::Path;
 
 use super::{Daemon, DaemonError};
-use crate::client::ApiClient;
+use crate::client::{ApiClient, ApiClientError, is_unauthorized};
 use crate::config::PeerConfig;
 use crate::secret::read_token;
 use crate::tls::{ClientIdentity, client_config};
+
+/// A question to a peer that came to nothing.
+pub(super) fn peer_failed(peer: &str, error: &ApiClientError) -> DaemonError {
+    DaemonError::Peer {
+        peer: peer.to_owned(),
+        code: if is_unauthorized(error) { "peer_unauthorized".into() } else { error.code().to_owned() },
+        detail: error.to_string(),
+    }
+}
 
 impl Daemon {
     /// The API of the host named `to`: one of the configured peers, or a URL.

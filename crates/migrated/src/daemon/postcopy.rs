@@ -20,11 +20,15 @@ impl Migration {
         pages_follow(self.state())
     }
 
+    /// Whether pages were, or are, to follow the guest: the source counts them from before its commit on.
+    pub(super) fn switched(&self) -> bool {
+        self.record().postcopy.is_some()
+    }
+
     /// Whether the destination needs, or may need, what only the source has.
     fn is_source_needed(&self) -> bool {
-        let may_follow = || self.record().mode != migrated_api::Mode::Precopy;
         self.role() == RecordRole::Source
-            && (self.pages_follow() || self.state() == MigrationState::Indeterminate && may_follow())
+            && (self.pages_follow() || self.state() == MigrationState::Indeterminate && self.switched())
     }
 }
 

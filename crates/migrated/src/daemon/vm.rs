@@ -156,6 +156,17 @@ impl Vm {
     /// It takes part in a migration now; refused when it does already, or is in no state to.
     pub fn begin_migration(&self, id: &str) -> Result<(), DaemonError> {
         let mut live = self.live.lock();
+        self.check_movable(&live)?;
+        live.migration = Some(id.to_owned());
+        Ok(())
+    }
+
+    /// Whether it could take part in a migration now; refused as by [`begin_migration`](Self::begin_migration).
+    pub fn refuse_if_immovable(&self) -> Result<(), DaemonError> {
+        self.check_movable(&self.live.lock())
+    }
+
+    fn check_movable(&self, live: &Live) -> Result<(), DaemonError> {
         if let Some(migration) = &live.migration {
             return Err(DaemonError::MigrationInProgress {
                 vm: self.spec.name.clone(),
@@ -169,7 +180,6 @@ impl Vm {
                 wanted: "running or paused",
             });
         }
-        live.migration = Some(id.to_owned());
         Ok(())
     }
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use migrated_api::{PrepareIncoming, Prepared, Problem, ResolveAnswer, ResolveRequest};
+use migrated_api::{Admission, PrepareIncoming, Prepared, Problem, ResolveAnswer, ResolveRequest};
 
 use super::extract::{Json, Key};
 use super::{ApiError, to_its_end};
@@ -24,6 +24,21 @@ pub async fn prepare(
 ) -> Result<(StatusCode, axum::Json<Prepared>), ApiError> {
     let prepared = to_its_end(async move { daemon.prepare(request).await }).await?;
     Ok((StatusCode::CREATED, axum::Json(prepared)))
+}
+
+/// Tells whether a guest would be taken, and everything against it. Nothing begins.
+#[utoipa::path(
+    post, path = "/v1/incoming/check", tag = "incoming", operation_id = "check_incoming", request_body = PrepareIncoming,
+    responses(
+        (status = 200, description = "What would come of it", body = Admission),
+        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub async fn check(
+    State(daemon): State<Arc<Daemon>>,
+    Json(request): Json<PrepareIncoming>,
+) -> axum::Json<Admission> {
+    axum::Json(daemon.check_incoming(&request))
 }
 
 /// The source gave up: clears away what was prepared. Refused once the guest is committed.

@@ -4,7 +4,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use migrated_api::{
-    MigrationList, MigrationRecord, Problem, RecoverMigration, StartMigration, StartedMigration,
+    MigrationList, MigrationPlan, MigrationRecord, PlanMigration, Problem, RecoverMigration, StartMigration,
+    StartedMigration,
 };
 
 use super::ApiError;
@@ -29,6 +30,24 @@ pub async fn start(
     let migration = daemon.migrate(&key, request)?;
     let location = [(header::LOCATION, format!("/v1/migrations/{}", migration.id))];
     Ok((StatusCode::ACCEPTED, location, axum::Json(StartedMigration::new(migration.record()))))
+}
+
+/// Says what a migration would cost in each mode, which one `auto` would choose, and whether the destination would take
+/// the guest. The guest is watched for a moment, and the link is measured; nothing moves and nothing is changed.
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/migrations/plan", tag = "migrations", operation_id = "plan_migration",
+    params(("vm" = String, Path, description = "Name or id of the VM")), request_body = PlanMigration,
+    responses(
+        (status = 200, description = "What is to be expected", body = MigrationPlan),
+        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub async fn plan(
+    State(daemon): State<Arc<Daemon>>,
+    Key(key): Key,
+    Json(request): Json<PlanMigration>,
+) -> Result<axum::Json<MigrationPlan>, ApiError> {
+    Ok(axum::Json(daemon.plan(&key, request).await?))
 }
 
 /// Lists the migrations that this host took or takes part in.

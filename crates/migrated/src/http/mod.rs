@@ -12,6 +12,7 @@ mod health;
 mod incoming;
 mod listen;
 mod migrations;
+mod probe;
 mod problem;
 mod vms;
 
@@ -58,12 +59,15 @@ fn declared() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(vms::resume))
         .routes(routes!(console::read, console::write))
         .routes(routes!(migrations::start))
+        .routes(routes!(migrations::plan))
         .routes(routes!(migrations::list))
         .routes(routes!(migrations::show))
         .routes(routes!(migrations::cancel))
         .routes(routes!(migrations::recover))
         .routes(routes!(events::follow))
         .routes(routes!(incoming::prepare))
+        .routes(routes!(incoming::check))
+        .routes(routes!(probe::probe))
         .routes(routes!(incoming::give_up))
         .routes(routes!(incoming::resolve))
         .routes(routes!(cpu::host))

@@ -10,6 +10,7 @@ mod incoming;
 mod migration;
 mod outgoing;
 mod process;
+mod sample;
 mod service;
 mod status;
 mod workload;

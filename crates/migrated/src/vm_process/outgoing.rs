@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use migrated_control::{ControlError, ErrorKind, Event, ExitReport, MigratePlan, PendingResolution, VmState};
 use migrated_engine::source::SourceConfig;
-use migrated_engine::{Limits, MigrationRecord, RecordRole, Verify};
+use migrated_engine::{MigrationRecord, RecordRole, Verify};
 use migrated_session::{Clock, SourceEnd, SourceRemote, SourceRequest, SourceSession, send};
 use migrated_transport::{Endpoint, Transport};
 use migrated_vmm::{RunningVm, Vm};
@@ -34,6 +34,8 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
         return Err(ControlError::new(ErrorKind::InvalidInput, "no_endpoint", message));
     };
     let identity = describe::identity(&describe::describe(process, vm))?;
+    // Until this function has the guest.
+    let _departure = process.watching.end();
     let guest =
         vm.outgoing().map_err(|error| errors::conflict("migration_in_progress", error.to_string()))?;
     let record = MigrationRecord {
@@ -52,14 +54,7 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
         mode: plan.mode,
         channels: plan.channels.unwrap_or_else(default_channels),
         verify: verify_when(plan.verify),
-        limits: Limits {
-            max_downtime: Duration::from_micros(plan.limits.max_downtime_us),
-            timeout: Duration::from_millis(plan.limits.timeout_ms),
-            max_iterations: plan.limits.max_iterations,
-            on_timeout: plan.limits.on_timeout,
-            bandwidth_bps: plan.limits.bandwidth_bps,
-            allow_postcopy: plan.limits.allow_postcopy,
-        },
+        limits: plan.limits.into(),
         guest_clock: workload::clock(vm),
         peer: plan.peer.clone(),
     };

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::cpu::Pretended;
 use super::migration::Active;
+use super::sample::Watching;
 use super::workload::GapMeter;
 
 /// How long the last messages may take to reach the daemon before the process exits.
@@ -29,6 +30,8 @@ pub struct Process {
     made_now: Condvar,
     /// The migration under way, or the last one.
     pub migration: Mutex<Option<Active>>,
+    /// Whether somebody watches what the guest writes.
+    pub watching: Watching,
     /// The workload guest's gaps as the API was last told.
     pub gaps: GapMeter,
     end: Sender<ExitReport>,
@@ -46,6 +49,7 @@ impl Process {
             made: Mutex::new(None),
             made_now: Condvar::new(),
             migration: Mutex::new(None),
+            watching: Watching::default(),
             gaps: GapMeter::default(),
             end,
         };

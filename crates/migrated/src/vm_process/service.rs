@@ -12,7 +12,7 @@ use migrated_wire::{CommitOutcome, MigrationId};
 
 use super::migration::{Active, resolution};
 use super::process::Process;
-use super::{describe, errors, outgoing, status};
+use super::{describe, errors, outgoing, sample, status};
 
 /// Answers the daemon.
 pub struct Service {
@@ -37,6 +37,9 @@ impl VmService for Service {
             Request::Status => Ok(Response::Status(Box::new(status::status(process)))),
             Request::Describe => {
                 Ok(Response::Description(Box::new(describe::describe(process, &self.vm()?))))
+            }
+            Request::SampleDirty { sample_ms } => {
+                Ok(Response::Sample(Box::new(sample::sample(process, &self.vm()?, sample_ms)?)))
             }
             Request::Pause => self.switch(Vm::pause),
             Request::Resume => self.switch(Vm::resume),

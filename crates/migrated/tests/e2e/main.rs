@@ -18,5 +18,6 @@ mod kernel;
 mod kills;
 mod links;
 mod moves;
+mod plan;
 mod postcopy;
 mod refused;
