@@ -96,7 +96,8 @@ impl Model {
         let more = self.limits.max_iterations.saturating_sub(self.rounds).min(ROUNDS_MAX);
         for round in 0..=more {
             let downtime = self.downtime(left);
-            if downtime <= limit && !late {
+            // No guest is stopped before a round: nobody knows before what it has.
+            if downtime <= limit && !late && self.rounds.saturating_add(round) > 0 {
                 let total = spent + downtime;
                 return ModePrediction {
                     possible: true,

@@ -19,6 +19,7 @@ fn what_people_type_is_taken_or_refused() {
         "migrated vm console a --follow",
         "migrated migrate a --to b --max-downtime 50ms --bandwidth 1gbit --channels 2 --verify before --timeout 60s \
          --on-timeout stop --transport tcp+tls --watch",
+        "migrated migrate a --to b --plan --link 1gbit --rtt 10ms --sample 1s --max-total 30s --json",
         "migrated migration show 1 --watch --json",
         "migrated --host http://x --token-file t --json vm list",
         "migrated certs init --dir d a b",
@@ -43,6 +44,10 @@ fn what_people_type_is_taken_or_refused() {
         ("migrated migrate a", "--to"),
         ("migrated migrate a --to b --max-downtime 50", "no duration"),
         ("migrated migrate a --to b --bandwidth fast", "no rate"),
+        ("migrated migrate a --to b --max-total 30", "no duration"),
+        ("migrated migrate a --to b --plan --link fast", "no rate"),
+        ("migrated migrate a --to b --link 1gbit", "--plan"),
+        ("migrated migrate a --to b --plan --watch", "cannot be used with"),
         ("migrated migrate a --to b --transport pigeon", "unknown transport"),
         ("migrated serve --migration-ports 9-1", "no port range"),
         ("migrated vm list --cert c", "--key"),

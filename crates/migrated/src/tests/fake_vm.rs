@@ -9,6 +9,9 @@
 //! | `lose-ack` | the link dies after the commit arrived |
 //! | `lose-commit` | the link dies before the commit arrives |
 //! | `die-in-switchover` | dies after it sent the commit |
+//! | `busy` | is seen to write 60 000 pages a second |
+//! | `departing` | can't be watched, because a migration begins |
+//! | `measured` | its migration says that it sent 64 MiB at 3 Gbit/s, in the record of its end |
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -20,8 +23,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use migrated_api::{MigrationRecord, MigrationState, RecordError, RecordRole};
 use migrated_control::{
     BootSource, ConsoleFile, ControlError, EpochRecord, ErrorKind, Event, EventSink, ExitReport,
-    GuestDescription, IncomingPlan, MigratePlan, PendingResolution, Request, Resolution, Response,
-    SectionRef, Status, VmDir, VmService, VmStart, VmState, listener_from_stdin, serve,
+    GuestDescription, GuestSample, IncomingPlan, MigratePlan, PendingResolution, Request, Resolution,
+    Response, SectionRef, Status, VmDir, VmService, VmStart, VmState, WriteWindow, listener_from_stdin,
+    serve,
 };
 use migrated_cpuid::GuestCpu;
 use migrated_testkit::wait_until;
@@ -183,6 +187,10 @@ impl FakeVm {
     }
 
     fn leave(&self) -> ! {
+        if self.does("measured") {
+            let record = &mut self.inner.lock().record;
+            (record.ram.pages_sent, record.throughput_bps) = (16 << 10, 3e9);
+        }
         self.report(MigrationState::Settling, None);
         self.report(MigrationState::Completed, None);
         self.exit(VmState::MigratedAway, "migrated_away");
@@ -243,12 +251,26 @@ impl FakeVm {
         Ok(Response::Done)
     }
 
+    fn sample(&self, sample_ms: u32) -> GuestSample {
+        let ram_pages = self.start.spec().memory_bytes / 4096;
+        let pages = if self.does("busy") { u64::from(sample_ms) * 60 } else { 0 };
+        GuestSample {
+            ram_pages,
+            nonzero_pages: ram_pages / 2,
+            writes: vec![WriteWindow { window_ms: sample_ms.into(), pages: pages.min(ram_pages) }],
+            harvest_us: 100.0,
+            took_ms: sample_ms.into(),
+        }
+    }
+
     fn record_of(&self, plan: &MigratePlan) -> MigrationRecord {
         MigrationRecord {
             id: plan.migration.to_string(),
             vm: plan.vm.clone(),
             role: RecordRole::Source,
             peer: plan.peer.clone(),
+            mode: plan.mode,
+            bandwidth_bps: plan.limits.bandwidth_bps,
             transport: plan.transport.name().into(),
             started_unix_ms: plan.started.unix_ms,
             setup_ms: plan.started.elapsed_ms,
@@ -298,6 +320,12 @@ impl VmService for Service {
                 let description =
                     GuestDescription { simulated, ..description(vm.start.spec().memory_bytes, cpu) };
                 return Ok(Response::Description(Box::new(description)));
+            }
+            Request::SampleDirty { sample_ms } => {
+                if vm.does("departing") {
+                    return Err(ControlError::new(ErrorKind::Conflict, "migration_in_progress", "it begins"));
+                }
+                return Ok(Response::Sample(Box::new(vm.sample(sample_ms))));
             }
             Request::Pause => vm.set_state(VmState::Paused),
             Request::Resume => vm.set_state(VmState::Running),

@@ -39,9 +39,8 @@ fn a_vm_goes_there_and_back_and_keeps_its_id() {
     assert_eq!(a.get::<MigrationList>("/v1/migrations").unwrap().migrations.len(), 2);
     let metrics = a.call(a.daemon.as_ref().unwrap().render_metrics());
     assert!(
-        metrics.contains(
-            "migrated_migrations_total{role=\"source\",mode=\"precopy\",outcome=\"completed\"} 1\n"
-        ),
+        metrics
+            .contains("migrated_migrations_total{role=\"source\",mode=\"auto\",outcome=\"completed\"} 1\n"),
         "{metrics}"
     );
 }
@@ -181,6 +180,8 @@ fn what_the_source_itself_can_check_is_refused_at_once() {
         (json!({ "to": to, "transport": "tcp+tls" }), "transport_unavailable"),
         (json!({ "to": to, "max_downtime_ms": 0 }), "invalid_request"),
         (json!({ "to": to, "max_downtime_ms": -1 }), "invalid_request"),
+        (json!({ "to": to, "max_total_ms": 0 }), "invalid_request"),
+        (json!({ "to": to, "max_total_ms": 1e300 }), "invalid_request"),
         (json!({ "to": to, "timeout_s": 1e300 }), "invalid_request"),
         (json!({ "to": to, "channels": 0 }), "invalid_request"),
         (json!({ "to": to, "channels": 65 }), "invalid_request"),
@@ -220,7 +221,7 @@ fn a_destination_refuses_with_every_reason_and_nothing_moves() {
     assert_eq!(b.get::<MigrationList>("/v1/migrations").unwrap().migrations, []);
 }
 
-fn prepare_request() -> Value {
+pub fn prepare_request() -> Value {
     json!({
         "protocol": { "min": PROTOCOL.min, "max": PROTOCOL.max },
         "migration": "0123456789abcdef0123456789abcdef",

@@ -9,5 +9,6 @@ pub mod cpus;
 mod fake_vm;
 mod host;
 mod migration;
+mod plan;
 mod restart;
 mod spec_document;

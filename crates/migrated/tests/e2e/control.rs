@@ -21,7 +21,7 @@ fn await_state(host: &Host, id: &str, state: MigrationState) {
 
 /// Begins a migration that will not end by itself soon.
 fn begin_slowly(lab: &Lab) -> MigrationRecord {
-    let begun = lab.a.migrate("g", &json!({ "to": "b", "bandwidth_bps": SLOW_BPS }));
+    let begun = lab.a.migrate("g", &json!({ "to": "b", "mode": "precopy", "bandwidth_bps": SLOW_BPS }));
     await_state(&lab.a, &begun.id, MigrationState::Precopy);
     begun
 }
@@ -45,7 +45,7 @@ fn a_migration_under_way_can_be_cancelled_and_nothing_else_be_done_with_its_gues
     check_cancelled(&lab, &begun.id);
     assert_eq!(lab.a.api.post_empty(&cancel).problem(), (409, "migration_not_cancellable".into()));
 
-    let begun = lab.a.cli(&["migrate", "g", "--to", "b", "--bandwidth", "16mbit"]);
+    let begun = lab.a.cli(&["migrate", "g", "--to", "b", "--mode", "precopy", "--bandwidth", "16mbit"]);
     let id = begun["id"].as_str().unwrap();
     await_state(&lab.a, id, MigrationState::Precopy);
     lab.a.cli(&["migration", "cancel", id]);
@@ -77,7 +77,7 @@ fn the_source_may_be_cancelled_at_once_and_a_destination_gives_up_too() {
     let lab = Lab::new();
     GUEST.create(&lab.a);
     for _ in 0..5 {
-        let begun = lab.a.migrate("g", &json!({ "to": "b", "bandwidth_bps": SLOW_BPS }));
+        let begun = lab.a.migrate("g", &json!({ "to": "b", "mode": "precopy", "bandwidth_bps": SLOW_BPS }));
         let cancelled = lab.a.api.post_empty(&format!("/v1/migrations/{}/cancel", begun.id));
         assert_eq!(cancelled.status, 202, "{cancelled:?}");
         let record = lab.a.await_end(&begun.id);
@@ -103,12 +103,13 @@ fn a_guest_can_be_sent_again_at_once() {
     let lab = Lab::new();
     GUEST.create(&lab.a);
     for (from, to) in [(&lab.a, &lab.b), (&lab.b, &lab.a), (&lab.a, &lab.b)] {
-        let begun = from.migrate("g", &json!({ "to": to.name, "bandwidth_bps": SLOW_BPS }));
+        let begun =
+            from.migrate("g", &json!({ "to": to.name, "mode": "precopy", "bandwidth_bps": SLOW_BPS }));
         await_state(from, &begun.id, MigrationState::Precopy);
         assert_eq!(from.api.post_empty(&format!("/v1/migrations/{}/cancel", begun.id)).status, 202);
         assert_eq!(from.await_end(&begun.id).state, Some(MigrationState::Cancelled));
         // The destination may not have heard yet, or still be clearing up.
-        let record = from.await_end(&from.migrate("g", &json!({ "to": to.name })).id);
+        let record = from.await_end(&from.migrate("g", &json!({ "to": to.name, "mode": "precopy" })).id);
         assert_complete(&record, Verify::Off);
         to.await_end(&record.id);
         assert_runs_only("g", to, from);
@@ -153,7 +154,9 @@ fn the_bandwidth_limit_is_kept() {
     let lab = Lab::new();
     GUEST.create(&lab.a);
     let limit = 160_000_000;
-    let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b", "bandwidth_bps": limit })).id);
+    let record = lab
+        .a
+        .await_end(&lab.a.migrate("g", &json!({ "to": "b", "mode": "precopy", "bandwidth_bps": limit })).id);
     assert_complete(&record, Verify::Off);
     assert!(record.throughput_bps < limit as f64 * 1.1, "{record:#?}");
     // A busy machine may make it slower, never faster: bytes sent and time taken are of one record.
@@ -168,7 +171,7 @@ fn what_does_not_converge_ends_as_was_declared() {
     let lab = Lab::new();
     let parameters = "hot=16M rate=max content=random pattern=random";
     Workload { name: "g", vcpus: 2, memory_mib: 64, parameters }.create(&lab.a);
-    let base = json!({ "to": "b", "bandwidth_bps": 200_000_000, "max_downtime_ms": 2 });
+    let base = json!({ "to": "b", "mode": "precopy", "bandwidth_bps": 200_000_000, "max_downtime_ms": 2 });
     let with = |more: &[(&str, Value)]| {
         let mut request = base.clone();
         more.iter().for_each(|(key, value)| request[key] = value.clone());

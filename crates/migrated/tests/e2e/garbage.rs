@@ -123,7 +123,7 @@ fn garbage_at_the_migration_port_costs_little_and_the_source_still_comes() {
         proxy.join().unwrap();
         assert_complete(&record, Verify::Before);
         assert_runs_only("g", &lab.b, &lab.a);
-        let back = lab.b.await_end(&lab.b.migrate("g", &json!({ "to": "a" })).id);
+        let back = lab.b.await_end(&lab.b.migrate("g", &json!({ "to": "a", "mode": "precopy" })).id);
         assert_complete(&back, Verify::Off);
         lab.a.await_end(&back.id);
     }
@@ -159,7 +159,7 @@ fn garbage_at_the_api_costs_little_and_it_answers_on() {
     eprintln!("{} MiB poured; memory {before} KiB before, {after} after", poured >> 20);
     assert!(poured > 0 && after < before + MAY_COST_KIB, "{before} KiB became {after}");
     assert_eq!((lab.b.netns.pids(), lab.b.vms().len()), (vec![daemon], 0));
-    let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b" })).id);
+    let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b", "mode": "precopy" })).id);
     assert_complete(&record, Verify::Off);
     assert_runs_only("g", &lab.b, &lab.a);
 }

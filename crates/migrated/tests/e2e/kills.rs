@@ -138,7 +138,7 @@ fn one_round(lab: &mut Lab, from_a: bool, plan: &Plan) -> Story {
     let console = from.run(&["vm", "console", "g"]).stdout;
     let mut witness = Witness::of(source_pid);
     let request = json!({
-        "to": to.name, "verify": plan.verify, "bandwidth_bps": 200_000_000, "timeout_s": 0.7,
+        "to": to.name, "mode": "precopy", "verify": plan.verify, "bandwidth_bps": 200_000_000, "timeout_s": 0.7,
         "on_timeout": "stop", "max_downtime_ms": 5,
     });
     let begun = from.migrate("g", &request);

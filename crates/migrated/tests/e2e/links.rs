@@ -21,7 +21,8 @@ const GUEST: Workload<'_> = Workload {
 
 fn begin(from: &Host, to: &Host) -> MigrationRecord {
     let request = json!({
-        "to": to.name, "bandwidth_bps": 160_000_000, "timeout_s": 1.5, "on_timeout": "stop", "max_downtime_ms": 5,
+        "to": to.name, "mode": "precopy", "bandwidth_bps": 160_000_000, "timeout_s": 1.5, "on_timeout": "stop",
+        "max_downtime_ms": 5,
     });
     from.migrate("g", &request)
 }

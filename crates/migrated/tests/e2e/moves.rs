@@ -55,7 +55,9 @@ fn back_and_forth(transport: TransportKind) {
 fn move_over(from: &Host, to: &Host, vm: &str, transport: TransportKind, verify: Verify) -> MigrationRecord {
     let begun = from.migrate(
         vm,
-        &json!({ "to": to.name, "transport": transport, "verify": verify, "max_downtime_ms": 1000 }),
+        &json!({
+            "to": to.name, "mode": "precopy", "transport": transport, "verify": verify, "max_downtime_ms": 1000,
+        }),
     );
     let record = from.await_end(&begun.id);
     let theirs = to.await_end(&begun.id);

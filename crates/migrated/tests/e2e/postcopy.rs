@@ -69,11 +69,12 @@ fn auto_switches_when_the_guest_outruns_the_link_and_only_when_it_may() {
     let parameters = "hot=16M rate=20000 content=random pattern=random fill=24M";
     Workload { name: "g", vcpus: 1, memory_mib: 64, parameters }.create(&lab.a);
     let moved = |from: &Host, to: &Host, more: &Value| {
-        let mut request = json!({ "to": to.name, "mode": "auto", "verify": "after" });
+        let mut request = json!({ "to": to.name, "verify": "after" });
         more.as_object().unwrap().iter().for_each(|(key, value)| request[key] = value.clone());
         let record = from.await_end(&from.migrate("g", &request).id);
         assert_eq!((record.state, &record.error), (Some(MigrationState::Completed), &None), "{record:#?}");
         assert_eq!(record.verified.as_ref().map(|verified| verified.mismatches), Some(0));
+        assert_eq!(record.mode, Mode::Auto, "it is the default");
         assert!(record.predicted.as_ref().is_some_and(|predicted| predicted.decision.is_some()));
         assert_runs_only("g", to, from);
         record
@@ -122,7 +123,9 @@ fn a_guest_that_writes_faster_than_the_link_moves_by_postcopy_and_hybrid() {
     for host in [&lab.a, &lab.b] {
         host.netns.shape(200_000_000);
     }
-    let record = lab.a.await_end(&lab.a.migrate("g", &json!({ "to": "b", "max_downtime_ms": 50 })).id);
+    let record = lab
+        .a
+        .await_end(&lab.a.migrate("g", &json!({ "to": "b", "mode": "precopy", "max_downtime_ms": 50 })).id);
     let code = record.error.as_ref().map(|error| error.code.as_str());
     assert_eq!(code, Some("not_converged"), "pre-copy can't do it: {record:#?}");
     lab.await_tidy();
