@@ -51,25 +51,25 @@ pub struct StartedMigration {
     /// Its record.
     #[serde(flatten)]
     pub record: MigrationRecord,
-    /// What the guest can lose by this mode that it can't lose by `precopy`, in words; none for `precopy`.
+    /// What the guest can lose by this that it can't lose by `precopy`, in words; none where its pages can't follow
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub risk: Option<String>,
 }
 
 impl StartedMigration {
-    /// A migration with the risk of its mode.
+    /// A migration with the risk of its mode, where that lets pages follow the guest.
     #[must_use]
-    pub fn new(record: MigrationRecord) -> Self {
-        let risk = match record.mode {
-            Mode::Precopy => None,
-            Mode::Postcopy | Mode::Hybrid | Mode::Auto => Some(
-                "from the switch to the last page the guest depends on both hosts: if the VM process of either dies \
-                 meanwhile, the guest is lost; a link that dies only makes it wait for pages that are missing"
-                    .to_owned(),
-            ),
-        };
+    pub fn new(record: MigrationRecord, may_follow: bool) -> Self {
+        let risk = may_follow.then(|| match record.mode {
+            Mode::Auto => format!("if the guest switches before its memory has come, {}", Self::RISK),
+            _ => Self::RISK.to_owned(),
+        });
         Self { record, risk }
     }
+
+    const RISK: &str = "from the switch to the last page the guest depends on both hosts: if the VM process of either \
+                        dies meanwhile, the guest is lost; a link that dies only makes it wait for pages that are missing";
 }
 
 /// Asks for a link that was lost, while pages followed a guest, to be tried again now.

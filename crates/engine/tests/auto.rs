@@ -143,6 +143,30 @@ fn limits_of_time_and_rounds_end_in_a_switch() {
 }
 
 #[test]
+fn a_stated_total_time_is_what_it_chooses_by() {
+    let ended = |share, seconds: f64| {
+        let limits = Limits { max_total: Some(Duration::from_secs_f64(seconds)), ..Limits::default() };
+        Rounds { limits, ..Rounds::new() }.steady(share, RAM as f64)
+    };
+    // Rounds take 4.6 s ÷ (1 − share), switching at once 4.6 s.
+    for (share, seconds, step, rounds, why) in [
+        (0.6, 20.0, Step::Stop, 30, "within the 20.00 s"),
+        (0.6, 9.0, Step::SwitchToPostcopy, 2, "not within the 9.00 s"),
+        (0.6, 6.0, Step::SwitchToPostcopy, 1, "only switching now"),
+        (0.1, 20.0, Step::Stop, 4, "within the 20.00 s"),
+        (0.1, 4.8, Step::SwitchToPostcopy, 1, "only switching now"),
+        (0.6, 2.0, Step::SwitchToPostcopy, 2, "exceeds them least"),
+    ] {
+        let ended = ended(share, seconds);
+        assert_eq!(ended.step, step, "{share} {seconds}: {ended:?}");
+        assert!(ended.rounds <= rounds, "{share} {seconds}: {ended:?}");
+        assert!(ended.reasons.iter().any(|reason| reason.contains(why)), "{share} {seconds}: {ended:?}");
+    }
+    // Without one, 0.6 is not worth it.
+    assert_eq!(Rounds::new().steady(0.6, RAM as f64).step, Step::SwitchToPostcopy);
+}
+
+#[test]
 fn a_burst_while_little_has_been_sent_is_outlived_unless_it_outruns_the_link() {
     // A second of writing, then nearly nothing.
     let burst = |share: f64| {

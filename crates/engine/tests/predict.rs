@@ -27,10 +27,12 @@ fn duration() -> impl Strategy<Value = Duration> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     let bandwidth = prop::option::weighted(0.2, any::<u64>());
+    let max_total = prop::option::weighted(0.3, duration());
     let rounds = prop_oneof![8 => 0u32..100, 1 => Just(u32::MAX)];
-    (duration(), duration(), rounds, bandwidth).prop_map(
-        |(max_downtime, timeout, max_iterations, bandwidth_bps)| Limits {
+    (duration(), max_total, duration(), rounds, bandwidth).prop_map(
+        |(max_downtime, max_total, timeout, max_iterations, bandwidth_bps)| Limits {
             max_downtime,
+            max_total,
             timeout,
             max_iterations,
             bandwidth_bps,
@@ -85,6 +87,15 @@ proptest! {
         prop_assert!(predicted.confidence <= 1.0);
         for mode in modes(&model) {
             prop_assert!(mode.total_ms >= predicted.at_ms && mode.bytes as f64 >= model.sent_bytes as f64);
+        }
+    }
+
+    #[test]
+    fn what_is_within_the_limits_keeps_to_each(model in model()) {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3 * (1.0 + 1e-9);
+        for mode in modes(&model).iter().filter(|mode| mode.within_limits) {
+            prop_assert!(mode.converges && mode.downtime_ms <= ms(model.limits.max_downtime), "{mode:?}");
+            prop_assert!(model.limits.max_total.is_none_or(|goal| mode.total_ms <= ms(goal)), "{mode:?}");
         }
     }
 
@@ -204,6 +215,34 @@ fn a_plan_recommends_what_auto_would_end_up_with() {
     assert!(forbidden.reason.contains("not allowed") && !forbidden.prediction.postcopy.possible);
     let unable = plan(&PlanInputs { no_postcopy: Some("no userfaultfd".into()), ..inputs(50_000) });
     assert!(unable.reason.contains("no userfaultfd"), "{}", unable.reason);
+}
+
+#[test]
+fn a_plan_keeps_to_a_stated_total_time_or_says_that_nothing_does() {
+    let planned = |pages, seconds: f64| {
+        let limits = Limits { max_total: Some(Duration::from_secs_f64(seconds)), ..Limits::default() };
+        plan(&PlanInputs { limits, ..inputs(pages) })
+    };
+    // 80,000 pages take 2.8 s; at 22,000 pages/s rounds take 12 s and a round before the switch makes it 5 s.
+    let long = planned(22_000, 20.0);
+    assert_eq!(long.recommended, Mode::Precopy, "{}", long.reason);
+    assert!(long.prediction.precopy.within_limits && long.reason.contains("within the 20.00 s"));
+    let middle = planned(22_000, 6.0);
+    assert_eq!(middle.recommended, Mode::Hybrid, "{}", middle.reason);
+    let short = planned(22_000, 3.0);
+    assert_eq!(short.recommended, Mode::Postcopy, "{}", short.reason);
+    let none = planned(22_000, 1.0);
+    assert!(none.reason.contains("no mode is predicted to keep to all limits"), "{}", none.reason);
+    let idle = planned(10, 1.0);
+    assert!(idle.prediction.precopy.converges && !idle.prediction.precopy.within_limits);
+}
+
+#[test]
+fn no_guest_is_planned_to_be_stopped_before_a_round() {
+    let limits = Limits { max_downtime: Duration::from_secs(10), ..Limits::default() };
+    let planned = plan(&PlanInputs { limits, ..inputs(100) });
+    assert!(planned.prediction.precopy.rounds == 2, "{planned:?}");
+    assert!(planned.prediction.precopy.downtime_ms < 50.0, "{planned:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is different while pages follow a guest: it runs at the destination and belongs to its owner there, and the
 //! source holds a copy that never runs again and without which the guest is lost.
 
-use migrated_api::{MigrationState, Reason, RecordError, RecordRole};
+use migrated_api::{MigrationState, Mode, Reason, RecordError, RecordRole, StartMigration, Verify};
 use migrated_control::{OtherAddress, Request};
 
 use super::migration::Migration;
@@ -33,6 +33,19 @@ impl Migration {
 }
 
 impl Daemon {
+    /// Whether a migration may let the guest run before its pages are there, if the destination can.
+    pub fn may_use_postcopy(&self, request: &StartMigration) -> bool {
+        let defaults = &self.config.migration.defaults;
+        match request.mode {
+            Mode::Precopy => false,
+            Mode::Postcopy | Mode::Hybrid => true,
+            Mode::Auto => {
+                request.allow_postcopy.unwrap_or(defaults.allow_postcopy)
+                    && request.verify.unwrap_or(defaults.verify) != Verify::Before
+            }
+        }
+    }
+
     /// Refuses to pause, resume or delete a VM in a migration; not one that has come and whose pages follow it.
     pub(super) fn refuse_if_migrating(&self, vm: &Vm) -> Result<(), DaemonError> {
         match self.migration_of(vm) {

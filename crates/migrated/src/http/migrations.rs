@@ -27,9 +27,10 @@ pub async fn start(
     Key(key): Key,
     Json(request): Json<StartMigration>,
 ) -> Result<impl IntoResponse, ApiError> {
+    let may_follow = daemon.may_use_postcopy(&request);
     let migration = daemon.migrate(&key, request)?;
     let location = [(header::LOCATION, format!("/v1/migrations/{}", migration.id))];
-    Ok((StatusCode::ACCEPTED, location, axum::Json(StartedMigration::new(migration.record()))))
+    Ok((StatusCode::ACCEPTED, location, axum::Json(StartedMigration::new(migration.record(), may_follow))))
 }
 
 /// Says what a migration would cost in each mode, which one `auto` would choose, and whether the destination would take

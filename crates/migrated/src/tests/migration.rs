@@ -3,7 +3,9 @@
 use std::io::Read;
 use std::net::TcpListener;
 
-use migrated_api::{MigrationList, MigrationRecord, MigrationState, RecordRole, Vm, VmList, VmState};
+use migrated_api::{
+    MigrationList, MigrationRecord, MigrationState, RecordRole, StartedMigration, Vm, VmList, VmState,
+};
 use migrated_wire::PROTOCOL;
 use serde_json::{Value, json};
 
@@ -43,6 +45,28 @@ fn a_vm_goes_there_and_back_and_keeps_its_id() {
             .contains("migrated_migrations_total{role=\"source\",mode=\"auto\",outcome=\"completed\"} 1\n"),
         "{metrics}"
     );
+}
+
+#[test]
+fn whoever_starts_a_migration_is_told_what_it_risks() {
+    let (a, b) = (Host::new("a"), Host::new("b"));
+    let to = format!("unix:{}", b.config.api.socket.display());
+    let cases = [
+        (json!({}), true),
+        (json!({ "mode": "hybrid" }), true),
+        (json!({ "mode": "precopy" }), false),
+        (json!({ "allow_postcopy": false }), false),
+        (json!({ "verify": "before" }), false),
+    ];
+    for (n, (more, risky)) in cases.into_iter().enumerate() {
+        a.create(&format!("vm{n}"), "").unwrap();
+        let mut request = more.clone();
+        request["to"] = json!(to);
+        let path = format!("/v1/vms/vm{n}/migrations");
+        let begun: StartedMigration = a.post(&path, &request).unwrap();
+        assert_eq!(begun.risk.is_some_and(|risk| risk.contains("depends on both hosts")), risky, "{more}");
+        a.wait(&begun.record.id, ENDED);
+    }
 }
 
 #[test]
