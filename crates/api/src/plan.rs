@@ -10,7 +10,7 @@ use crate::{Admission, StartMigration};
 /// Asks what a migration would cost: what would start it, and what is known better than it could be measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct PlanMigration {
-    /// The migration. Its mode and how it is verified matter only where they forbid one.
+    /// The migration. Which mode it asks for changes nothing: each is planned.
     #[serde(flatten)]
     pub migration: StartMigration,
     /// Payload that the link carries, in bits per second. When left out, what the last migration to that destination

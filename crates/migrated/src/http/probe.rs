@@ -80,12 +80,19 @@ impl Arrivals {
         (time >= Self::SHORTEST && bytes >= Self::FEWEST).then(|| bytes as f64 * 8.0 / time.as_secs_f64())
     }
 
+    /// Whether what came since then is most of it. What waited for us in a buffer comes all at once, so that what
+    /// is seen of a short time alone may be anything.
+    fn is_long(&self, first: At, since: At) -> bool {
+        (self.last - since.time) * 2 >= self.last - first.time
+    }
+
     fn answer(&self) -> ProbeAnswer {
         let since = |at: Option<At>| at.and_then(|at| self.rate_since(at));
+        let settled = self.settled.filter(|at| self.first.is_some_and(|first| self.is_long(first, *at)));
         ProbeAnswer {
             bytes: self.bytes,
             took_us: self.first.map_or(0.0, |first| (self.last - first.time).as_secs_f64() * 1e6),
-            rate_bps: since(self.settled).or_else(|| since(self.first)),
+            rate_bps: since(settled).or_else(|| since(self.first)),
         }
     }
 }
@@ -107,6 +114,14 @@ mod tests {
         let answer = arrivals(burst.chain((1..=30).map(|n| (3 + n * 8, 1_000_000))));
         assert_eq!((answer.bytes, answer.rate_bps), (40_000_000, Some(1e9)));
         assert!((answer.took_us - 240e3).abs() < 1e-6, "{answer:?}");
+    }
+
+    #[test]
+    fn what_was_read_late_and_at_once_is_not_taken_for_a_fast_link() {
+        // Nothing is read from 40 ms to 240 ms, and then all that has come.
+        let stall = (0..=4).map(|n| (n * 10, 1_250_000)).chain([(240, 20_000_000), (243, 5_000_000)]);
+        let rate = arrivals(stall).rate_bps.unwrap();
+        assert!((0.9e9..1.1e9).contains(&rate), "{rate}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::TcpListener;
 
 use migrated_api::{
-    MigrationList, MigrationRecord, MigrationState, RecordRole, StartedMigration, Vm, VmList, VmState,
+    MigrationList, MigrationRecord, MigrationState, Mode, RecordRole, StartedMigration, Vm, VmList, VmState,
 };
 use migrated_wire::PROTOCOL;
 use serde_json::{Value, json};
@@ -302,6 +302,8 @@ fn a_source_that_gives_up_leaves_nothing_and_gets_the_right_answer_for_ever() {
     assert_eq!(resolve(1).unwrap(), json!({ "answer": "unknown" }));
     let prepared: Value = b.post("/v1/incoming", &request).unwrap();
     assert_eq!(prepared["endpoints"].as_array().unwrap().len(), 1);
+    // A source that names no mode knows no other.
+    assert_eq!(b.record(request["migration"].as_str().unwrap()).mode, Mode::Precopy);
     assert_eq!(problem(b.post::<Value>("/v1/incoming", &request)).reasons[0].code, "migration_id_taken");
     assert_eq!(problem(b.vm("web")).code, "vm_not_found");
     b.call(b.client.delete(&path)).unwrap();

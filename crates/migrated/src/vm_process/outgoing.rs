@@ -24,10 +24,7 @@ fn default_channels() -> u16 {
 
 /// Begins to send the guest away; the rest is told in events.
 pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), ControlError> {
-    if process.migration.lock().as_ref().is_some_and(Active::is_arriving) {
-        let message = "pages of this VM's memory are still on their way to here; wait until they have come";
-        return Err(errors::conflict("migration_in_progress", message));
-    }
+    process.refuse_if_arriving()?;
     let transport = incoming::transport(plan.transport, plan.tls.as_ref())?;
     let Some(addr) = plan.endpoints.first().copied() else {
         let message = "the destination named no endpoint to connect to";

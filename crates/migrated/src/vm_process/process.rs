@@ -8,6 +8,7 @@ use migrated_vmm::{GuestEnd, RunState, Vm};
 use parking_lot::{Condvar, Mutex};
 
 use super::cpu::Pretended;
+use super::errors;
 use super::migration::Active;
 use super::sample::Watching;
 use super::workload::GapMeter;
@@ -102,6 +103,16 @@ impl Process {
             Some(Ok(endpoints)) => endpoints.clone(),
             _ => Vec::new(),
         }
+    }
+
+    /// Refuses what needs all of the guest's memory while pages of it are still on their way to here.
+    pub fn refuse_if_arriving(&self) -> Result<(), ControlError> {
+        if self.migration.lock().as_ref().is_some_and(Active::is_arriving) {
+            let message =
+                "pages of this VM's memory are still on their way to here; wait until they have come";
+            return Err(errors::conflict("migration_in_progress", message));
+        }
+        Ok(())
     }
 
     /// What the VM does, and why where that doesn't say itself.

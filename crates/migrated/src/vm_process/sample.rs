@@ -94,16 +94,9 @@ pub fn sample(process: &Process, vm: &Vm, sample_ms: u32) -> Result<GuestSample,
         let message = format!("sample_ms is {sample_ms}; it must be {} to {}", range.start(), range.end());
         return Err(ControlError::new(ErrorKind::InvalidInput, "invalid_sample", message));
     }
+    process.refuse_if_arriving()?;
     let begun = Instant::now();
-    let sampling = process.watching.begin().ok_or_else(interrupted)?;
-    // Declared after `sampling`, so given back before a migration that waits can go on.
-    let mut guest =
-        vm.outgoing().map_err(|error| errors::conflict("migration_in_progress", error.to_string()))?;
-    guest.start_tracking().map_err(cannot)?;
-    let watched = watch(&sampling, &mut guest, Duration::from_millis(sample_ms.into()));
-    // Also when watching failed: tracking slows the guest.
-    guest.stop_tracking().map_err(cannot)?;
-    let (writes, harvest) = watched?;
+    let (writes, harvest) = watch(&process.watching, vm, Duration::from_millis(sample_ms.into()))?;
     Ok(GuestSample {
         ram_pages: vm.ram().layout().total_pages(),
         nonzero_pages: vm.ram().estimate_nonzero(),
@@ -113,8 +106,20 @@ pub fn sample(process: &Process, vm: &Vm, sample_ms: u32) -> Result<GuestSample,
     })
 }
 
-/// What is written in each window, and the longest time that finding it out took.
-fn watch(
+/// What is written in each window, and the longest time that finding it out took. The guest is claimed meanwhile.
+fn watch(watching: &Watching, vm: &Vm, time: Duration) -> Result<(Vec<WriteWindow>, Duration), ControlError> {
+    let sampling = watching.begin().ok_or_else(interrupted)?;
+    // Declared after `sampling`, so given back before a migration that waits goes on.
+    let mut guest =
+        vm.outgoing().map_err(|error| errors::conflict("migration_in_progress", error.to_string()))?;
+    let started = guest.start_tracking().map_err(cannot);
+    let watched = started.and_then(|()| harvest_windows(&sampling, &mut guest, time));
+    // Whatever failed: tracking slows the guest.
+    let stopped = guest.stop_tracking().map_err(cannot);
+    watched.and_then(|watched| stopped.map(|()| watched))
+}
+
+fn harvest_windows(
     sampling: &Sampling<'_>,
     guest: &mut RunningVm,
     time: Duration,
