@@ -23,7 +23,7 @@ const RECENT_MS: u64 = 24 * 3600 * 1000;
 /// an estimate for a guest of few vCPUs.
 const STATE_GUESS: Duration = Duration::from_millis(4);
 /// The same of connections, preflight and making the empty VM.
-const SETUP_GUESS: Duration = Duration::from_millis(100);
+const SETUP_GUESS: Duration = Duration::from_millis(200);
 const PAGE_SIZE: u64 = migrated_pages::PAGE_SIZE as u64;
 
 /// What the last migration to a destination showed.
@@ -101,11 +101,13 @@ impl Daemon {
                 && record.ram.pages_sent * PAGE_SIZE >= ENOUGH_PAYLOAD
                 && record.throughput_bps >= 1.0
                 && now.saturating_sub(record.started_unix_ms) < RECENT_MS;
+            let down = record.downtime_us;
             tells.then(|| Former {
                 id: record.id,
                 bps: record.throughput_bps as u64,
                 setup: micros(record.setup_ms * 1e3),
-                state: micros(record.downtime_us.export + record.downtime_us.import),
+                // All that neither pages nor their comparison took.
+                state: micros(down.export + down.send + down.import + down.resume),
             })
         })
     }
