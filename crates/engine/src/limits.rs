@@ -25,10 +25,18 @@ pub struct Limits {
     /// there. A mode that was asked for by name is itself the permission.
     #[serde(default = "allowed")]
     pub allow_postcopy: bool,
+    /// How long the source tries to reconnect when it loses the link before the guest was paused; zero gives up
+    /// at once.
+    #[serde(default = "reconnect_window")]
+    pub reconnect_window: Duration,
 }
 
 const fn allowed() -> bool {
     true
+}
+
+const fn reconnect_window() -> Duration {
+    RECONNECT_WINDOW
 }
 
 impl Default for Limits {
@@ -41,6 +49,7 @@ impl Default for Limits {
             on_timeout: OnTimeout::Cancel,
             bandwidth_bps: None,
             allow_postcopy: true,
+            reconnect_window: RECONNECT_WINDOW,
         }
     }
 }
@@ -49,6 +58,14 @@ impl Default for Limits {
 pub const PEER_DEAD_AFTER: Duration = Duration::from_secs(5);
 /// How often a ping goes out.
 pub const PING_EVERY: Duration = Duration::from_secs(1);
+/// How long a source tries to reconnect unless told otherwise: a switch that restarts, a route that moves, an
+/// operator who plugs a cable back in.
+pub const RECONNECT_WINDOW: Duration = Duration::from_secs(30);
+/// Longest that a destination waits for a source to come back, whatever that asks for: RAM is held meanwhile.
+pub const MAX_RECONNECT_WINDOW: Duration = Duration::from_secs(600);
+/// How much longer than the source the destination waits. It may notice a loss that much earlier, and what the
+/// source opened last must still be met.
+pub const RECONNECT_GRACE: Duration = Duration::from_secs(10);
 /// Longest time for preflight, whose work is a comparison and a rehearsal.
 pub const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that stop-and-copy may take beyond what the residual pages need at the measured rate: a

@@ -3,12 +3,15 @@
 mod latency;
 mod postcopy;
 mod prediction;
+mod recovery;
 
 use serde::{Deserialize, Serialize};
 
 pub use latency::LatencyHistogram;
-pub use postcopy::{Postcopy, Recovery};
+pub use postcopy::Postcopy;
 pub use prediction::{ModePrediction, Predicted, Prediction};
+pub use recovery::Recovery;
+pub(crate) use recovery::{note_loss, note_recovery};
 
 /// Where a migration is, at the end that reports it. The one enum of state names: API, metrics,
 /// spans and documents use these (see ARCHITECTURE.md for the machines).
@@ -22,6 +25,9 @@ pub enum MigrationState {
     Preflight,
     /// Source: copying RAM while the guest runs. Destination: `receiving`.
     Precopy,
+    /// Both: the link was lost in pre-copy. The guest runs at the source, which reconnects; the destination keeps
+    /// what it has.
+    PrecopyPaused,
     /// Destination: placing pages while the guest runs at the source.
     Receiving,
     /// Source: the destination gets ready for a guest whose pages follow it; the guest runs at the source.
@@ -58,10 +64,11 @@ pub enum MigrationState {
 
 impl MigrationState {
     /// All states, for metrics and documents.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Negotiating,
         Self::Preflight,
         Self::Precopy,
+        Self::PrecopyPaused,
         Self::Receiving,
         Self::PostcopySetup,
         Self::StopAndCopy,
@@ -86,6 +93,7 @@ impl MigrationState {
             Self::Negotiating => "negotiating",
             Self::Preflight => "preflight",
             Self::Precopy => "precopy",
+            Self::PrecopyPaused => "precopy_paused",
             Self::Receiving => "receiving",
             Self::PostcopySetup => "postcopy_setup",
             Self::StopAndCopy => "stop_and_copy",
@@ -214,6 +222,9 @@ pub struct MigrationRecord {
     pub remaining_pages: u64,
     /// Rounds over the dirty pages, oldest first; the last one is stop-and-copy, or what followed the guest.
     pub iterations: Vec<Iteration>,
+    /// Times that the link was lost in pre-copy, oldest first.
+    #[serde(default)]
+    pub reconnects: Vec<Recovery>,
     /// What happened to pages that followed the guest, if any did.
     pub postcopy: Option<Postcopy>,
     /// What verification found.

@@ -40,7 +40,15 @@ fn connected() -> Destination {
 
 fn preflight(identity: GuestIdentity, epoch: u64, channels: u16, verify: VerifyWhen) -> ToDestination {
     let postcopy = PostcopyUse::Allowed;
-    ToDestination::Preflight { identity, epoch, channels, verify, postcopy, guest_clock: None }
+    ToDestination::Preflight {
+        identity,
+        epoch,
+        channels,
+        verify,
+        postcopy,
+        guest_clock: None,
+        reconnect_window_ms: 0,
+    }
 }
 
 /// A destination whose source has said what it will send, on one channel.
@@ -48,6 +56,7 @@ fn receiving(verify: VerifyWhen) -> Destination {
     let mut destination = connected();
     say(&mut destination, preflight(identity(), EPOCH, 1, verify));
     assert_eq!(destination.state(), MigrationState::Receiving);
+    while destination.poll_action().is_some() {}
     destination
 }
 
@@ -57,6 +66,12 @@ fn run(first: u64, count: u64) -> PageRun {
 
 fn say(destination: &mut Destination, message: ToDestination) {
     destination.handle(NOW, DestinationEvent::Message(message));
+}
+
+/// A frame of these pages is placed.
+fn place(destination: &mut Destination, runs: &[PageRun]) {
+    destination.begin_placing();
+    assert!(!destination.placed(NOW, 0, runs.iter().copied()), "there is nothing to be done about it");
 }
 
 /// The guest was destroyed and nothing was done that would run it.
@@ -71,7 +86,7 @@ fn assert_failed(mut destination: Destination) {
 #[test]
 fn an_end_without_all_pages_is_no_end() {
     let mut destination = receiving(VerifyWhen::Off);
-    destination.placed(0, [run(0, 7)]);
+    place(&mut destination, &[run(0, 7)]);
     say(&mut destination, ToDestination::Finish { iteration: 1, sections: 0 });
     destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 7 });
     assert_failed(destination);
@@ -80,7 +95,7 @@ fn an_end_without_all_pages_is_no_end() {
 #[test]
 fn the_same_page_twice_is_not_two_pages() {
     let mut destination = receiving(VerifyWhen::Off);
-    destination.placed(0, [run(0, 4), run(0, 4)]);
+    place(&mut destination, &[run(0, 4), run(0, 4)]);
     say(&mut destination, ToDestination::Finish { iteration: 1, sections: 0 });
     destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 8 });
     assert_failed(destination);
@@ -89,12 +104,12 @@ fn the_same_page_twice_is_not_two_pages() {
 #[test]
 fn counts_that_do_not_match_end_it() {
     let mut destination = receiving(VerifyWhen::Off);
-    destination.placed(0, [run(0, 8)]);
+    place(&mut destination, &[run(0, 8)]);
     destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 9 });
     assert_failed(destination);
 
     let mut destination = receiving(VerifyWhen::Off);
-    destination.placed(0, [run(0, 8)]);
+    place(&mut destination, &[run(0, 8)]);
     say(&mut destination, ToDestination::Finish { iteration: 1, sections: 2 });
     destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 8 });
     assert_failed(destination);
@@ -108,7 +123,7 @@ fn a_commit_is_taken_only_when_everything_is_ready_and_equal() {
 
     for (verify, epoch) in [(VerifyWhen::Off, EPOCH + 1), (VerifyWhen::Before, EPOCH)] {
         let mut destination = receiving(verify);
-        destination.placed(0, [run(0, 8)]);
+        place(&mut destination, &[run(0, 8)]);
         say(&mut destination, ToDestination::Finish { iteration: 1, sections: 0 });
         destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: 8 });
         destination.handle(NOW, DestinationEvent::Restored(NOW));
@@ -212,6 +227,7 @@ fn pages_follow_only_a_guest_for_which_that_was_agreed() {
         verify,
         postcopy,
         guest_clock: None,
+        reconnect_window_ms: 0,
     };
     say(&mut destination, message(PostcopyUse::Never, VerifyWhen::Off));
     missing(0, 8).into_iter().for_each(|piece| say(&mut destination, piece));

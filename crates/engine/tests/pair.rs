@@ -18,16 +18,19 @@ fn scenario() -> impl Strategy<Value = Scenario> {
     let on_timeout = prop_oneof![Just(OnTimeout::Cancel), Just(OnTimeout::Stop)];
     let timeout = prop_oneof![4 => Just(5_000u64), 1 => 1u64..200];
     let downtime = prop_oneof![2 => Just(10_000u64), 1 => Just(1)];
-    let limits =
-        (downtime, on_timeout, timeout, 1u32..12, prop::option::weighted(0.3, 100_000_000u64..2_000_000_000))
-            .prop_map(|(downtime, on_timeout, timeout, max_iterations, bandwidth_bps)| Limits {
-                max_downtime: Duration::from_micros(downtime),
-                timeout: Duration::from_millis(timeout),
-                max_iterations,
-                on_timeout,
-                bandwidth_bps,
-                ..Limits::default()
-            });
+    let bandwidth = prop::option::weighted(0.3, 100_000_000u64..2_000_000_000);
+    let window = prop_oneof![6 => Just(30), 1 => Just(0), 1 => Just(3)].prop_map(Duration::from_secs);
+    let limits = (downtime, on_timeout, timeout, 1u32..12, bandwidth, window).prop_map(
+        |(downtime, on_timeout, timeout, max_iterations, bandwidth_bps, reconnect_window)| Limits {
+            max_downtime: Duration::from_micros(downtime),
+            timeout: Duration::from_millis(timeout),
+            max_iterations,
+            on_timeout,
+            bandwidth_bps,
+            reconnect_window,
+            ..Limits::default()
+        },
+    );
     let mode = prop_oneof![Just(Mode::Precopy), Just(Mode::Postcopy), Just(Mode::Hybrid), Just(Mode::Auto)];
     let guest = (any::<u64>(), 2u64..700, 1u16..5, prop_oneof![2 => 0u64..12, 1 => 12u64..100]);
     let faults = prop::collection::vec(fault(), 0..5);
@@ -67,6 +70,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         2 => moment.clone().prop_map(Fault::CutAt),
         4 => (1u64..30).prop_map(Fault::CutAtMessage),
         8 => (1u64..60).prop_map(Fault::CutAtFollowing),
+        6 => (1u64..30).prop_map(Fault::CutAtPages),
         2 => moment.clone().prop_map(Fault::CancelAt),
         1 => moment.prop_map(Fault::DestinationDiesAt),
         2 => (1u64..40).prop_map(Fault::DestinationDiesAtMessage),

@@ -18,7 +18,7 @@ const MAX_TEXT: usize = 512;
 
 /// The protocol versions this build speaks. In version 2 a guest's CPU has feature MSRs and a baseline; version 3
 /// has post-copy.
-pub const PROTOCOL: VersionRange = VersionRange { min: 3, max: 3 };
+pub const PROTOCOL: VersionRange = VersionRange { min: 4, max: 4 };
 
 /// Protocol versions that one end speaks, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -89,6 +89,9 @@ pub enum ToDestination {
         postcopy: PostcopyUse,
         /// The guest's own clock at the source now, for measuring its longest gap; opaque.
         guest_clock: Option<u64>,
+        /// How long the source will try to come back, in ms, when the link is lost before the guest is paused; the
+        /// destination keeps what it has for as long, and no longer than it sees fit. Zero: not at all.
+        reconnect_window_ms: u64,
     },
     /// Post-copy: pages that the destination lacks or holds a stale version of. All pieces name different
     /// pages.
@@ -98,7 +101,8 @@ pub enum ToDestination {
         /// Pages named since the migration began.
         pages: u64,
     },
-    /// Post-copy, on new channels after a lost link: say what you have.
+    /// On new channels after a lost link: say what you have. In post-copy that is all of RAM that is there, in
+    /// pre-copy what came of the iteration before this one, which the loss interrupted.
     Recover {
         /// The attempt.
         epoch: u64,
@@ -315,6 +319,7 @@ mod tests {
             verify: VerifyWhen::After,
             postcopy: PostcopyUse::Allowed,
             guest_clock: Some(9),
+            reconnect_window_ms: 30_000,
         };
         let mut bytes = encode_message(&message);
         assert_eq!(decode_message::<ToDestination>(&bytes).unwrap(), message);

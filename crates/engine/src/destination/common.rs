@@ -1,15 +1,15 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use migrated_wire::{ToDestination, ToSource, VerifyWhen, bounded_text};
+use migrated_pages::PageSet;
+use migrated_wire::{PageSetPiece, ToDestination, ToSource, VerifyWhen, bounded_text};
 
 use super::ended::Ended;
 use super::{DestinationAction, DestinationConfig, DestinationEvent, Failure, FailureCode, State};
 use crate::liveness::Liveness;
-use crate::record::{MigrationRecord, MigrationState, Postcopy, RecordRole, Recovery, Verified, Verify};
-
-/// Most lost links that a record tells of.
-const RECOVERIES_MAX: usize = 200;
+use crate::record::{
+    self, MigrationRecord, MigrationState, Postcopy, RecordError, RecordRole, Verified, Verify,
+};
 
 /// What all states share.
 pub(super) struct Common {
@@ -23,6 +23,8 @@ pub(super) struct Common {
     pub(super) guest_clock: Option<u64>,
     pub(super) comparison: Comparison,
     pub(super) goodbye: bool,
+    /// How long to wait for a source that lost its link before its guest was paused.
+    pub(super) reconnect_window: Duration,
     /// Whether the source may name pages as missing.
     pub(super) may_follow: bool,
     /// Pages that followed the guest, once all have.
@@ -63,6 +65,7 @@ impl Common {
             guest_clock: None,
             comparison: Comparison::default(),
             goodbye: false,
+            reconnect_window: Duration::ZERO,
             may_follow: false,
             followed: None,
         }
@@ -87,20 +90,36 @@ impl Common {
     }
 
     pub(super) fn note_loss(&mut self, reason: &str) {
-        let lost_ms = self.now.as_secs_f64() * 1e3;
-        let recoveries = &mut self.counts().recoveries;
-        if recoveries.len() < RECOVERIES_MAX {
-            recoveries.push(Recovery { lost_ms, reason: bounded_text(reason), ..Recovery::default() });
-        }
+        let lost_ms = self.now_ms();
+        record::note_loss(&mut self.counts().recoveries, lost_ms, bounded_text(reason));
     }
 
     pub(super) fn note_recovery(&mut self, missing_pages: u64) {
-        let now_ms = self.now.as_secs_f64() * 1e3;
+        let now_ms = self.now_ms();
         self.record.error = None;
-        if let Some(recovery) = self.counts().recoveries.last_mut() {
-            recovery.recovered_ms = Some(now_ms);
-            recovery.missing_pages = missing_pages;
+        record::note_recovery(&mut self.counts().recoveries, now_ms, missing_pages);
+    }
+
+    /// Says in the record what is wrong while it may still turn out well.
+    pub(super) fn trouble(&mut self, code: FailureCode, message: String, phase: MigrationState) {
+        let code = code.as_str().to_owned();
+        self.record.error = Some(RecordError { code, message, phase: Some(phase), details: None });
+    }
+
+    /// Answers a source that is back and asked what is here.
+    pub(super) fn tell(&mut self, received: &PageSet) {
+        for piece in PageSetPiece::cut(received, &self.config.identity.layout) {
+            self.send(ToSource::Received(piece));
         }
+        self.send(ToSource::ReceivedSent { pages: received.len() });
+    }
+
+    pub(super) fn no_pages(&self) -> PageSet {
+        PageSet::empty(&self.config.identity.layout)
+    }
+
+    pub(super) fn now_ms(&self) -> f64 {
+        self.now.as_secs_f64() * 1e3
     }
 
     /// A failure in this state, worded so that it names phase and peer.

@@ -1,12 +1,12 @@
 use std::time::Duration;
 
-use migrated_wire::{PageSetPiece, ToDestination, ToSource, VerifyWhen, bounded_text};
+use migrated_wire::{ToDestination, ToSource, VerifyWhen, bounded_text};
 
 use super::common::Common;
 use super::demand::Demand;
 use super::running::Running;
 use super::{DestinationAction, DestinationEvent, FailureCode, State};
-use crate::record::{MigrationState, RecordError};
+use crate::record::MigrationState;
 
 /// The guest runs here while its pages follow it. Nothing that happens to the link changes that: the guest
 /// goes on with what is there, and whoever touches something else waits for the next link.
@@ -116,17 +116,13 @@ impl Draining {
         }
         self.link = Link::Lost;
         common.enter(MigrationState::PostcopyPaused);
-        common.record.error = Some(RecordError {
-            code: FailureCode::LinkLost.as_str().to_owned(),
-            message: format!(
-                "the link was lost while pages followed the guest: {reason}. The guest runs here with {here} of {} \
-                 pages; a vCPU that touches another waits for {} to come back, which has the only copy",
-                common.config.identity.layout.total_pages(),
-                common.config.peer
-            ),
-            phase: Some(MigrationState::PostcopyActive),
-            details: None,
-        });
+        let message = format!(
+            "the link was lost while pages followed the guest: {reason}. The guest runs here with {here} of {} \
+             pages; a vCPU that touches another waits for {} to come back, which has the only copy",
+            common.config.identity.layout.total_pages(),
+            common.config.peer
+        );
+        common.trouble(FailureCode::LinkLost, message, MigrationState::PostcopyActive);
         common.act(DestinationAction::HangUp);
         self.end_when_complete(common)
     }
@@ -138,11 +134,7 @@ impl Draining {
         if !self.demand.is_settled() {
             return State::Draining(self);
         }
-        let received = self.demand.received().pages();
-        for piece in PageSetPiece::cut(received, &common.config.identity.layout) {
-            common.send(ToSource::Received(piece));
-        }
-        common.send(ToSource::ReceivedSent { pages: received.len() });
+        common.tell(self.demand.received().pages());
         self.demand.relink(iteration);
         self.link = Link::Up;
         common.enter(MigrationState::PostcopyActive);

@@ -46,6 +46,11 @@ impl Lanes {
         iteration == self.iteration && self.lanes.get(usize::from(channel)).is_some_and(|lane| !lane.ended)
     }
 
+    /// The iteration whose frames may come.
+    pub(super) const fn iteration(&self) -> u32 {
+        self.iteration
+    }
+
     /// Iterations completed.
     pub(super) const fn completed(&self) -> u32 {
         self.iteration - 1

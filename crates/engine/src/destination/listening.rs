@@ -5,6 +5,7 @@ use migrated_wire::{GuestIdentity, PostcopyUse, ToDestination, ToSource, VerifyW
 use super::common::Common;
 use super::receiving::Receiving;
 use super::{DestinationEvent, FailureCode, State};
+use crate::limits::MAX_RECONNECT_WINDOW;
 use crate::record::MigrationState;
 
 /// Most page channels a source may open.
@@ -26,41 +27,23 @@ impl Listening {
 
     pub(super) fn on(self, common: &mut Common, event: DestinationEvent) -> State {
         match event {
-            DestinationEvent::Connected => {
+            DestinationEvent::Connected | DestinationEvent::Reconnected => {
                 common.enter(MigrationState::Preflight);
                 common.link.heard(common.now);
                 State::Listening(self)
             }
-            DestinationEvent::Message(ToDestination::Preflight {
-                identity,
-                epoch,
-                channels,
-                verify,
-                postcopy,
-                guest_clock,
-            }) => {
-                let mut reasons = differences(common, &identity, epoch, channels);
-                let no_postcopy = common.config.postcopy.as_ref().err().map(|why| bounded_text(why));
-                if postcopy == PostcopyUse::Required {
-                    reasons.extend(no_postcopy.clone());
-                    reasons.extend(cant_compare_before(verify));
-                }
-                if !reasons.is_empty() {
-                    let text = reasons.join("; ");
-                    common.send(ToSource::PreflightRefused { reasons });
-                    let failure = common.failure(FailureCode::PreflightRefused, text);
-                    return common.fail(failure);
-                }
-                common.verify = verify;
-                common.guest_clock = guest_clock;
-                common.may_follow =
-                    postcopy != PostcopyUse::Never && no_postcopy.is_none() && verify != VerifyWhen::Before;
-                common.record.channels = channels;
-                common.enter(MigrationState::Receiving);
-                let rehearsal_us = common.config.rehearsal.as_micros() as u64;
-                common.send(ToSource::PreflightOk { rehearsal_us, no_postcopy });
-                State::Receiving(Box::new(Receiving::begin(common, channels)))
+            // Nothing has moved: it may connect again.
+            DestinationEvent::LinkLost(_) | DestinationEvent::PagesLost(_) => {
+                common.enter(MigrationState::Negotiating);
+                State::Listening(self)
             }
+            DestinationEvent::Message(message) => match Offer::of(message) {
+                Ok(offer) => judge(common, offer),
+                Err(other) => match common.common_failure(&DestinationEvent::Message(other)) {
+                    Some(failure) => common.fail(failure),
+                    None => State::Listening(self),
+                },
+            },
             DestinationEvent::Tick if common.now >= self.deadline => {
                 let patience = common.config.patience;
                 let text = format!("the source did not come within {patience:?}");
@@ -74,6 +57,66 @@ impl Listening {
             },
         }
     }
+}
+
+/// What the source says in preflight.
+pub(super) struct Offer {
+    identity: GuestIdentity,
+    epoch: u64,
+    channels: u16,
+    verify: VerifyWhen,
+    postcopy: PostcopyUse,
+    guest_clock: Option<u64>,
+    reconnect_window: Duration,
+}
+
+impl Offer {
+    /// The offer in a message, or the message if it is another.
+    pub(super) fn of(message: ToDestination) -> Result<Self, ToDestination> {
+        match message {
+            ToDestination::Preflight {
+                identity,
+                epoch,
+                channels,
+                verify,
+                postcopy,
+                guest_clock,
+                reconnect_window_ms,
+            } => {
+                let reconnect_window = Duration::from_millis(reconnect_window_ms).min(MAX_RECONNECT_WINDOW);
+                Ok(Self { identity, epoch, channels, verify, postcopy, guest_clock, reconnect_window })
+            }
+            other => Err(other),
+        }
+    }
+}
+
+/// Accepts the guest that is offered, or refuses it with all reasons.
+pub(super) fn judge(common: &mut Common, offer: Offer) -> State {
+    let Offer { identity, epoch, channels, verify, postcopy, guest_clock, reconnect_window } = offer;
+    let mut reasons = differences(common, &identity, epoch, channels);
+    let no_postcopy = common.config.postcopy.as_ref().err().map(|why| bounded_text(why));
+    if postcopy == PostcopyUse::Required {
+        reasons.extend(no_postcopy.clone());
+        reasons.extend(cant_compare_before(verify));
+    }
+    if !reasons.is_empty() {
+        let text = reasons.join("; ");
+        common.send(ToSource::PreflightRefused { reasons });
+        let failure = common.failure(FailureCode::PreflightRefused, text);
+        return common.fail(failure);
+    }
+    common.verify = verify;
+    common.guest_clock = guest_clock;
+    common.reconnect_window = reconnect_window;
+    common.may_follow =
+        postcopy != PostcopyUse::Never && no_postcopy.is_none() && verify != VerifyWhen::Before;
+    common.record.channels = channels;
+    common.record.error = None;
+    common.enter(MigrationState::Receiving);
+    let rehearsal_us = common.config.rehearsal.as_micros() as u64;
+    common.send(ToSource::PreflightOk { rehearsal_us, no_postcopy });
+    State::Receiving(Box::new(Receiving::begin(common, channels)))
 }
 
 fn cant_compare_before(verify: VerifyWhen) -> Option<String> {

@@ -10,9 +10,11 @@ mod draining;
 mod ended;
 mod lanes;
 mod listening;
+mod precopy_link;
 mod ready;
 mod receiving;
 mod running;
+mod this_round;
 
 use std::time::Duration;
 
@@ -48,8 +50,8 @@ pub struct DestinationConfig {
 pub enum DestinationEvent {
     /// The control channel is open.
     Connected,
-    /// All channels are open again after [`DestinationAction::HangUp`], or instead of ones that are still
-    /// open. Nothing of the old channels is fed from now on; what they have claimed may still be placed.
+    /// The control channel is open again after [`DestinationAction::HangUp`], or instead of one that is still open.
+    /// Nothing of the old channels is fed from now on; what they were placing, or have claimed, may still be placed.
     Reconnected,
     /// The source said something.
     Message(ToDestination),
@@ -128,7 +130,8 @@ pub enum DestinationAction {
 /// What a frame that may come carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// Pages of a guest that does not run here: read them into place, then [`Destination::placed`].
+    /// Pages of a guest that does not run here: [`Destination::begin_placing`], read them into place, then
+    /// [`Destination::placed`], or [`Destination::broke_off`] when the channel breaks.
     Pages,
     /// Pages that follow the guest: [`Destination::claim`] them before anything is written, place what was
     /// claimed and throw away the rest, then [`Destination::placed_claims`], or [`Destination::unclaim`] when
@@ -249,7 +252,7 @@ impl Destination {
             return self.admit_urgent(head);
         }
         let (lanes, kind) = match &self.state {
-            State::Receiving(state) => (state.lanes(), FrameKind::Pages),
+            State::Receiving(state) if state.takes_frames() => (state.lanes(), FrameKind::Pages),
             State::Ready(state) => (state.lanes(), FrameKind::Hashes),
             State::Running(state) => (state.lanes(), FrameKind::Hashes),
             _ => return Err(misplaced(head, "no frame is due now")),
@@ -320,6 +323,7 @@ impl Destination {
         self.common.now = self.common.now.max(now);
         self.state = match std::mem::replace(&mut self.state, State::Moving) {
             State::Draining(state) => state.settle(&mut self.common),
+            State::Receiving(state) => state.settle(&mut self.common),
             other => other,
         };
         !self.common.actions.is_empty()
@@ -349,11 +353,28 @@ impl Destination {
         self.common.counts().fault_latency.add(took);
     }
 
-    /// Pages of a frame are in place.
-    pub fn placed(&mut self, channel: u16, runs: impl IntoIterator<Item = PageRun>) {
+    /// A frame's pages begin to be placed.
+    pub fn begin_placing(&mut self) {
         if let State::Receiving(state) = &mut self.state {
-            self.common.record.ram.pages_sent += state.placed(channel, runs);
+            state.begin_placing();
         }
+    }
+
+    /// A frame's pages are in place. When it says true there are actions to be polled.
+    #[must_use]
+    pub fn placed(&mut self, now: Duration, channel: u16, runs: impl IntoIterator<Item = PageRun>) -> bool {
+        let State::Receiving(state) = &mut self.state else { return false };
+        self.common.record.ram.pages_sent += state.placed(channel, runs);
+        self.settle(now)
+    }
+
+    /// The channel broke in the middle of a frame, whose pages are zero again by now. When it says true there are
+    /// actions to be polled.
+    #[must_use]
+    pub fn broke_off(&mut self, now: Duration, runs: impl IntoIterator<Item = PageRun>) -> bool {
+        let State::Receiving(state) = &mut self.state else { return false };
+        state.broke_off(runs);
+        self.settle(now)
     }
 
     /// Hashes of a frame were compared with the pages here.
@@ -398,6 +419,7 @@ impl Destination {
         match &self.state {
             State::Listening(state) => Some(state.deadline()),
             State::Ended(_) => None,
+            State::Receiving(state) => Some(state.deadline(&self.common)),
             State::Draining(_) if self.common.phase == MigrationState::PostcopyPaused => None,
             _ => Some(self.common.link.dead_at()),
         }

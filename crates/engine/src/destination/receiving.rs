@@ -6,7 +6,9 @@ use migrated_wire::{MAX_SECTIONS, PageSetPiece, Section, ToDestination, ToSource
 use super::common::Common;
 use super::demand::Demand;
 use super::lanes::{Lanes, Mark};
+use super::precopy_link::Link;
 use super::ready::Ready;
+use super::this_round::ThisRound;
 use super::{DestinationAction, DestinationEvent, FailureCode, State};
 use crate::record::MigrationState;
 
@@ -16,6 +18,10 @@ pub(super) struct Receiving {
     pages: Pages,
     sections: Vec<Section>,
     finish: Option<Finish>,
+    pub(super) link: Link,
+    this_round: ThisRound,
+    /// Frames that are being placed, of whichever link.
+    placing: u32,
 }
 
 /// What is here of the guest's RAM.
@@ -44,6 +50,9 @@ impl Receiving {
             pages: Pages::Before(ReceivedMap::new(&common.config.identity.layout)),
             sections: Vec::new(),
             finish: None,
+            link: Link::Up,
+            this_round: ThisRound::new(&common.config.identity.layout),
+            placing: 0,
         }
     }
 
@@ -72,20 +81,91 @@ impl Receiving {
         }
     }
 
-    /// Notes pages that are in place; returns how many.
+    /// Whether frames of this link may come.
+    pub(super) const fn takes_frames(&self) -> bool {
+        matches!(self.link, Link::Up | Link::Lost { .. })
+    }
+
+    /// A frame's pages begin to be placed.
+    pub(super) const fn begin_placing(&mut self) {
+        self.placing += 1;
+    }
+
+    /// Notes that a frame's pages are in place; returns how many.
     pub(super) fn placed(&mut self, channel: u16, runs: impl IntoIterator<Item = PageRun>) -> u64 {
+        self.placing = self.placing.saturating_sub(1);
         let Pages::Before(received) = &mut self.pages else { return 0 };
         let mut pages = 0;
         for run in runs {
             received.insert(run);
+            self.this_round.insert(self.lanes.iteration(), run);
             self.lanes.count(channel, run.count);
             pages += run.count;
         }
         pages
     }
 
+    /// Notes that a frame broke off with its link: of its pages nothing is here any more.
+    pub(super) fn broke_off(&mut self, runs: impl IntoIterator<Item = PageRun>) {
+        self.placing = self.placing.saturating_sub(1);
+        if let Pages::Before(received) = &mut self.pages {
+            runs.into_iter().for_each(|run| _ = received.remove(run));
+        }
+    }
+
+    pub(super) const fn is_placing(&self) -> bool {
+        self.placing > 0
+    }
+
+    /// Whether the source's guest runs, as far as is known here, and all of its pages are to come before it.
+    pub(super) fn is_in_precopy(&self) -> bool {
+        matches!(self.pages, Pages::Before(_)) && self.sections.is_empty() && self.finish.is_none()
+    }
+
+    /// Whether no page has come.
+    pub(super) fn has_nothing(&self) -> bool {
+        self.received().count() == 0 && !self.is_placing() && self.lanes.iteration() == 1
+    }
+
+    /// Whether an iteration may be the next one on a new link: the one that is due, or the one after that, when
+    /// the one that is due was interrupted.
+    pub(super) fn may_follow(&self, iteration: u32) -> bool {
+        let due = self.lanes.iteration();
+        iteration > 1 && (iteration == due || Some(iteration) == due.checked_add(1))
+    }
+
+    /// What was placed in that iteration.
+    pub(super) fn placed_in(&self, iteration: u32) -> Option<&PageSet> {
+        self.this_round.of(iteration)
+    }
+
+    /// There is a link whose frames are counted anew.
+    pub(super) fn start_over(&mut self, lanes: Lanes) {
+        self.lanes = lanes;
+        self.link = Link::Up;
+    }
+
+    /// When the source counts as dead, or will not be waited for any longer.
+    pub(super) fn deadline(&self, common: &Common) -> Duration {
+        match self.link {
+            Link::Lost { until } => until,
+            _ => common.link.dead_at(),
+        }
+    }
+
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: DestinationEvent) -> State {
+        if self.link != Link::Up {
+            return self.without_link(common, event);
+        }
         match event {
+            DestinationEvent::Reconnected => self.replace_link(common),
+            DestinationEvent::LinkLost(reason) | DestinationEvent::PagesLost(reason) => {
+                self.lose_link(common, FailureCode::LinkLost, &reason)
+            }
+            DestinationEvent::Tick => match common.silence() {
+                Some(silence) => self.lose_link(common, FailureCode::PeerDead, &silence),
+                None => State::Receiving(self),
+            },
             DestinationEvent::Marker { channel, iteration, pages } => {
                 match self.lanes.mark(channel, iteration, pages) {
                     Mark::Partial => State::Receiving(self),
@@ -135,10 +215,7 @@ impl Receiving {
                 self.restore_when_complete(common)
             }
             DestinationEvent::Restored(took) => self.ready(common, took),
-            event => match common.common_failure(&event) {
-                Some(failure) => common.fail(failure),
-                None => State::Receiving(self),
-            },
+            event => self.fail_or_stay(common, &event),
         }
     }
 

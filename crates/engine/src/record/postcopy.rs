@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::LatencyHistogram;
+use super::{LatencyHistogram, Recovery};
 
 /// What happened to the pages that followed the guest. The source counts what it sent and why; the
 /// destination counts who waited and how long.
@@ -29,18 +29,4 @@ pub struct Postcopy {
     pub last_page_ms: Option<f64>,
     /// Times that the link was lost, oldest first.
     pub recoveries: Vec<Recovery>,
-}
-
-/// A lost link while pages followed the guest.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Recovery {
-    /// When the loss was noticed, since the request, in ms.
-    pub lost_ms: f64,
-    /// Why.
-    pub reason: String,
-    /// When pages flowed again, since the request, in ms; `None` while they don't.
-    pub recovered_ms: Option<f64>,
-    /// Pages that were missing when they did.
-    pub missing_pages: u64,
 }

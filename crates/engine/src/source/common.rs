@@ -9,7 +9,9 @@ use super::{drain::Drain, ended::Ended, resuming::Resuming};
 use crate::liveness::Liveness;
 use crate::pace::Pace;
 use crate::policy::ConvergencePolicy;
-use crate::record::{Decision, Iteration, MigrationRecord, MigrationState, Mode, Postcopy, Recovery};
+use crate::record::{
+    self, Decision, Iteration, MigrationRecord, MigrationState, Mode, Postcopy, RecordError,
+};
 use crate::round::Round;
 
 /// Most decisions and iterations a record keeps; the newest replace the last one beyond it.
@@ -75,12 +77,16 @@ impl Common {
         self.act(SourceAction::Send(message));
     }
 
+    pub(super) fn now_ms(&self) -> f64 {
+        self.now.as_secs_f64() * 1e3
+    }
+
     pub(super) fn progress(&mut self, what: impl Into<String>) {
         self.last_progress = what.into();
     }
 
     pub(super) fn decide(&mut self, decision: &str, reason: impl Into<String>) {
-        let at_ms = self.now.as_secs_f64() * 1e3;
+        let at_ms = self.now_ms();
         push_bounded(
             &mut self.record.decisions,
             Decision { at_ms, decision: decision.to_owned(), reason: reason.into() },
@@ -112,19 +118,21 @@ impl Common {
     }
 
     pub(super) fn note_loss(&mut self, reason: &str) {
-        let lost_ms = self.now.as_secs_f64() * 1e3;
-        let recovery = Recovery { lost_ms, reason: bounded_text(reason), ..Recovery::default() };
-        push_bounded(&mut self.counts().recoveries, recovery);
+        let lost_ms = self.now_ms();
+        record::note_loss(&mut self.counts().recoveries, lost_ms, bounded_text(reason));
     }
 
     pub(super) fn note_recovery(&mut self, missing_pages: u64) {
-        let now_ms = self.now.as_secs_f64() * 1e3;
+        let now_ms = self.now_ms();
         self.record.error = None;
         self.decide("recovered", format!("there is a link again; {missing_pages} pages are missing"));
-        if let Some(recovery) = self.counts().recoveries.last_mut() {
-            recovery.recovered_ms = Some(now_ms);
-            recovery.missing_pages = missing_pages;
-        }
+        record::note_recovery(&mut self.counts().recoveries, now_ms, missing_pages);
+    }
+
+    /// Says in the record what is wrong while it may still turn out well.
+    pub(super) fn trouble(&mut self, code: FailureCode, message: String, phase: MigrationState) {
+        let code = code.as_str().to_owned();
+        self.record.error = Some(RecordError { code, message, phase: Some(phase), details: None });
     }
 
     /// What the destination must be able to do.

@@ -6,6 +6,7 @@
 //! one with [`Source::next_urgent`]. Its duties: an action on the guest is answered before any other event is
 //! fed, so no state waits for the guest; and nothing of an old link is fed once there is a new one.
 
+mod answer;
 mod common;
 mod drain;
 mod ended;
@@ -15,10 +16,13 @@ mod postcopy_active;
 mod postcopy_paused;
 mod postcopy_setup;
 mod precopy;
+mod precopy_paused;
+mod precopy_recovering;
 mod prefetch;
 mod preflight;
 mod recovering;
 mod resuming;
+mod retry;
 mod settling;
 mod stop_and_copy;
 mod switchover;
@@ -71,8 +75,11 @@ pub enum SourceEvent {
     /// All channels are open: for the first time, or as the answer to [`SourceAction::Reconnect`], when every
     /// thread of the old ones has ended.
     Connected,
-    /// The channels could not be opened.
+    /// The channels could not be opened; that may pass.
     ConnectFailed(String),
+    /// The channels were refused, or can't be opened by this host: when they were never open before, trying again
+    /// changes nothing.
+    ConnectRefused(String),
     /// The destination said something.
     Message(ToSource),
     /// A channel broke, for this reason.
@@ -187,6 +194,8 @@ enum State {
     Negotiating(negotiating::Negotiating),
     Preflight(preflight::Preflight),
     Precopy(Box<precopy::Precopy>),
+    PrecopyPaused(precopy_paused::PrecopyPaused),
+    PrecopyRecovering(Box<precopy_recovering::PrecopyRecovering>),
     PostcopySetup(Box<postcopy_setup::PostcopySetup>),
     StopAndCopy(Box<stop_and_copy::StopAndCopy>),
     Switchover(switchover::Switchover),
@@ -213,7 +222,7 @@ impl Source {
     ) -> Self {
         let mut common = Common::new(config, record, policy, now);
         common.enter(MigrationState::Negotiating);
-        Self { common, state: State::Negotiating(negotiating::Negotiating) }
+        Self { common, state: negotiating::Negotiating::begin() }
     }
 
     /// Takes in an event.
@@ -231,6 +240,8 @@ impl Source {
             State::Negotiating(state) => state.on(common, event),
             State::Preflight(state) => state.on(common, event),
             State::Precopy(state) => state.on(common, event),
+            State::PrecopyPaused(state) => state.on(common, event),
+            State::PrecopyRecovering(state) => state.on(common, event),
             State::PostcopySetup(state) => state.on(common, event),
             State::StopAndCopy(state) => state.on(common, event),
             State::Switchover(state) => state.on(common, event),
@@ -259,7 +270,7 @@ impl Source {
             State::Switchover(switchover::Switchover { drain: Some(_), .. }) | State::PostcopyActive(_) => {
                 return self.next_push(now, out);
             }
-            State::PostcopyPaused(_) | State::Resuming(_) | State::Ended(_) => return Next::Ended,
+            state if state.has_no_link() => return Next::Ended,
             _ => None,
         };
         let Some(round) = round else { return Next::Wait };
@@ -292,7 +303,7 @@ impl Source {
     /// Work for the urgent channel: pages that somebody waits for, then those that somebody is likely to
     /// touch next. No bandwidth limit holds them back.
     pub fn next_urgent(&mut self, out: &mut Vec<PageRun>) -> Next {
-        if matches!(self.state, State::PostcopyPaused(_) | State::Resuming(_) | State::Ended(_)) {
+        if self.state.has_no_link() {
             return Next::Ended;
         }
         let Some(drain) = self.state.drain_mut() else { return Next::Wait };
@@ -339,10 +350,13 @@ impl Source {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let own = match &self.state {
-            State::Negotiating(_) | State::Resuming(_) | State::Ended(_) | State::Moving => return None,
+            State::Resuming(_) | State::Ended(_) | State::Moving => return None,
+            State::Negotiating(state) => return state.deadline(),
             State::Indeterminate(state) => return Some(state.deadline()),
             State::Preflight(state) => Some(state.deadline()),
             State::Precopy(state) => state.deadline(&self.common),
+            State::PrecopyPaused(state) => return Some(state.deadline()),
+            State::PrecopyRecovering(state) => Some(state.deadline()),
             State::PostcopySetup(state) => Some(state.deadline()),
             State::StopAndCopy(state) => Some(state.deadline()),
             State::PostcopyPaused(state) => return state.deadline(),
@@ -372,7 +386,12 @@ impl Source {
     /// The record as it stands.
     #[must_use]
     pub fn record(&mut self, now: Duration) -> MigrationRecord {
-        let following = self.state.drain().map(drain::Drain::remaining);
+        let interrupted = match &self.state {
+            State::PrecopyPaused(state) => Some(state.remaining()),
+            State::PrecopyRecovering(state) => Some(state.remaining()),
+            _ => None,
+        };
+        let following = self.state.drain().map(drain::Drain::remaining).or(interrupted);
         let remaining = following.or(self.round().map(|round| round.remaining())).unwrap_or(0);
         self.common.snapshot(now, remaining)
     }
@@ -391,6 +410,8 @@ impl Source {
             State::Negotiating(_)
                 | State::Preflight(_)
                 | State::Precopy(_)
+                | State::PrecopyPaused(_)
+                | State::PrecopyRecovering(_)
                 | State::PostcopySetup(_)
                 | State::StopAndCopy(_)
         )
@@ -404,6 +425,18 @@ impl Source {
 }
 
 impl State {
+    /// Whether the threads of page channels have nothing to wait for any more.
+    const fn has_no_link(&self) -> bool {
+        matches!(
+            self,
+            Self::Negotiating(_)
+                | Self::PrecopyPaused(_)
+                | Self::PostcopyPaused(_)
+                | Self::Resuming(_)
+                | Self::Ended(_)
+        )
+    }
+
     /// The pages that follow the guest, where the state has channels to send them on.
     fn drain_mut(&mut self) -> Option<&mut drain::Drain> {
         match self {

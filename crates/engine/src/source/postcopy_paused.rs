@@ -6,21 +6,17 @@ use super::common::Common;
 use super::drain::Drain;
 use super::postcopy_active::PostcopyActive;
 use super::recovering::Recovering;
+use super::retry::Retry;
 use super::stop_and_copy::Marks;
 use super::{FailureCode, SourceAction, SourceEvent, State};
-use crate::record::{MigrationState, RecordError};
-
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_SLOWEST: Duration = Duration::from_secs(5);
+use crate::record::MigrationState;
 
 /// The guest runs at the destination on what is there, and the link is lost. The guest here stays down for
 /// good and its RAM is kept, however long it takes: it is the only copy of what is missing.
 pub(super) struct PostcopyPaused {
     drain: Box<Drain>,
     marks: Marks,
-    /// When to try again; `None` while an attempt is under way.
-    retry_at: Option<Duration>,
-    backoff: Duration,
+    retry: Retry,
 }
 
 impl PostcopyPaused {
@@ -28,26 +24,18 @@ impl PostcopyPaused {
         common.enter(MigrationState::PostcopyPaused);
         common.decide("postcopy_paused", reason);
         common.note_loss(reason);
-        common.record.error = Some(RecordError {
-            code: FailureCode::LinkLost.as_str().to_owned(),
-            message: format!(
-                "the link was lost while pages followed the guest: {reason}. The guest runs at {} and waits for \
-                 what it misses, up to {} pages, which this host keeps. It goes on by itself when the link is \
-                 back; if the destination's VM process died, the guest is lost",
-                common.config.peer, drain.missing
-            ),
-            phase: Some(MigrationState::PostcopyActive),
-            details: None,
-        });
-        // Page threads look up and find that their link has ended.
-        common.act(SourceAction::Wake);
-        common.act(SourceAction::HangUp);
-        common.act(SourceAction::Reconnect);
-        State::PostcopyPaused(Self { drain, marks, retry_at: None, backoff: RETRY_FIRST })
+        let message = format!(
+            "the link was lost while pages followed the guest: {reason}. The guest runs at {} and waits for \
+             what it misses, up to {} pages, which this host keeps. It goes on by itself when the link is \
+             back; if the destination's VM process died, the guest is lost",
+            common.config.peer, drain.missing
+        );
+        common.trouble(FailureCode::LinkLost, message, MigrationState::PostcopyActive);
+        State::PostcopyPaused(Self { drain, marks, retry: Retry::now(common) })
     }
 
     pub(super) const fn deadline(&self) -> Option<Duration> {
-        self.retry_at
+        self.retry.deadline()
     }
 
     pub(super) const fn drain(&self) -> &Drain {
@@ -57,21 +45,10 @@ impl PostcopyPaused {
     pub(super) fn on(mut self, common: &mut Common, event: SourceEvent) -> State {
         match event {
             SourceEvent::Connected => return Recovering::begin(common, self.drain, self.marks),
-            SourceEvent::ConnectFailed(reason) => {
-                common.progress(format!("reconnecting failed: {reason}"));
-                self.retry_at = Some(common.now + self.backoff);
-                self.backoff = (self.backoff * 2).min(RETRY_SLOWEST);
+            SourceEvent::ConnectFailed(reason) | SourceEvent::ConnectRefused(reason) => {
+                self.retry.failed(common, &reason);
                 // A destination that has everything may have gone; then somebody else knows.
                 common.act(SourceAction::Ask);
-            }
-            SourceEvent::Tick if self.retry_at.is_some_and(|at| common.now >= at) => {
-                self.retry_at = None;
-                common.act(SourceAction::Reconnect);
-            }
-            SourceEvent::Retry if self.retry_at.is_some() => {
-                self.retry_at = None;
-                self.backoff = RETRY_FIRST;
-                common.act(SourceAction::Reconnect);
             }
             SourceEvent::Outcome(Some(CommitOutcome::Complete { pages })) => {
                 if pages == self.drain.missing {
@@ -82,7 +59,7 @@ impl PostcopyPaused {
                 common.decide("ram_kept", reason);
             }
             SourceEvent::Cancel => common.decide("cancel_refused", "the guest runs at the destination"),
-            _ => {}
+            event => self.retry.on(common, &event),
         }
         State::PostcopyPaused(self)
     }

@@ -5,6 +5,7 @@ use migrated_wire::ToSource;
 
 use super::common::Common;
 use super::postcopy_setup::PostcopySetup;
+use super::precopy_paused::PrecopyPaused;
 use super::stop_and_copy::StopAndCopy;
 use super::{FailureCode, SourceAction, SourceEvent, State};
 use crate::policy::{Observation, Progress, Step};
@@ -23,6 +24,8 @@ const PROBES: u32 = 4;
 /// Rounds over RAM while the guest runs.
 pub(super) struct Precopy {
     round: Round,
+    /// All pages of the round: what it is about when its link is lost.
+    pages: PageSet,
     doing: Doing,
     /// When the destination acknowledged the round.
     acked_at: Duration,
@@ -54,6 +57,7 @@ impl Precopy {
         common.act(SourceAction::Wake);
         let limits = &common.config.limits;
         Self {
+            pages: pages.clone(),
             round: Round::new(RoundKind::Pages, 1, pages, common.config.channels, common.now),
             doing: Doing::Sending,
             acked_at: common.now,
@@ -96,6 +100,10 @@ impl Precopy {
             (SourceEvent::Tick, Doing::Sending) if self.is_overdue(common) => self.time_out(common),
             (SourceEvent::Tick, Doing::Sending) if self.probe_is_due(common) => {
                 self.cut_short(common, "to decide by what the guest has written so far".into())
+            }
+            (SourceEvent::Tick, Doing::Sending) => self.watch(common),
+            (SourceEvent::LinkLost(reason), Doing::Sending) => {
+                PrecopyPaused::begin(common, self, FailureCode::LinkLost, &reason)
             }
             (event, doing) => match common.common_failure(&event) {
                 Some(failure) => common.fail_running(failure),
@@ -145,12 +153,63 @@ impl Precopy {
 
     fn cut_short(mut self: Box<Self>, common: &mut Common, why: String) -> State {
         common.decide("cut_round_short", why);
-        self.leftover = Some(self.round.cut_short(common.no_pages()));
+        let leftover = self.round.cut_short(common.no_pages());
+        leftover.runs().for_each(|run| _ = self.pages.remove(run));
+        self.leftover = Some(leftover);
         common.act(SourceAction::Wake);
-        if let Some(failure) = common.common_failure(&SourceEvent::Tick) {
-            return common.fail_running(failure);
+        self.watch(common)
+    }
+
+    fn watch(self: Box<Self>, common: &mut Common) -> State {
+        match common.watch() {
+            Some(silence) => PrecopyPaused::begin(common, self, FailureCode::PeerDead, &silence),
+            None => State::Precopy(self),
         }
-        State::Precopy(self)
+    }
+
+    /// Number of the round.
+    pub(super) const fn iteration(&self) -> u32 {
+        self.round.n
+    }
+
+    /// Pages that are to be sent before the round is over, as far as is known without asking the destination.
+    pub(super) fn remaining(&self) -> u64 {
+        self.round.remaining() + self.leftover.as_ref().map_or(0, PageSet::len)
+    }
+
+    /// Notes in the record how far the round got before its link was lost.
+    pub(super) fn note_interrupted(&self, common: &mut Common) {
+        common.note_iteration(&self.round, 0, self.round.started);
+    }
+
+    /// Goes on, on a new link, with what the interrupted round has left: a round of its own, as its pages are new
+    /// versions. `received` is what the destination has of it. Gives how many pages are left.
+    pub(super) fn resume(&mut self, common: &mut Common, received: &PageSet) -> Result<u64, String> {
+        let waiting = self.round.cut_short(common.no_pages());
+        waiting.runs().for_each(|run| _ = self.pages.remove(run));
+        let mut left = std::mem::replace(&mut self.pages, common.no_pages());
+        if let Some(run) = received.runs().find(|run| left.remove(*run) != run.count) {
+            return Err(format!("the destination has {run:?}, of which something was not sent"));
+        }
+        left.union(&waiting);
+        if let Some(leftover) = self.leftover.take() {
+            left.union(&leftover);
+        }
+        let pages = left.len();
+        self.begin_round(common, left);
+        Ok(pages)
+    }
+
+    fn begin_round(&mut self, common: &mut Common, pages: PageSet) {
+        common.act(SourceAction::Wake);
+        let n = self.round.n + 1;
+        self.probe_at = match self.is_first_pass && !self.rate_known && n <= PROBES {
+            true => probe_at(common),
+            false => None,
+        };
+        self.pages.clone_from(&pages);
+        self.round = Round::new(RoundKind::Pages, n, pages, common.config.channels, common.now);
+        self.doing = Doing::Sending;
     }
 
     fn decide(mut self: Box<Self>, common: &mut Common, mut dirty: PageSet) -> State {
@@ -179,13 +238,7 @@ impl Precopy {
         match step {
             Step::Iterate => {
                 common.decide("iterate", verdict.reason);
-                common.act(SourceAction::Wake);
-                let n = self.round.n + 1;
-                if self.is_first_pass && !self.rate_known && n <= PROBES {
-                    self.probe_at = probe_at(common);
-                }
-                self.round = Round::new(RoundKind::Pages, n, dirty, common.config.channels, common.now);
-                self.doing = Doing::Sending;
+                self.begin_round(common, dirty);
                 State::Precopy(self)
             }
             Step::Stop => {

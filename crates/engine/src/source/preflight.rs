@@ -4,6 +4,7 @@ use migrated_pages::PageSet;
 use migrated_wire::{PostcopyUse, ToSource, VerifyWhen};
 
 use super::common::Common;
+use super::negotiating::{Negotiating, Window};
 use super::postcopy_setup::PostcopySetup;
 use super::precopy::Precopy;
 use super::{FailureCode, SourceAction, SourceEvent, State};
@@ -16,11 +17,13 @@ pub(super) struct Preflight {
     deadline: Duration,
     /// Once accepted: what handling the state took the destination in its rehearsal.
     rehearsal: Option<Duration>,
+    /// When the link was lost before: until when it may be opened again.
+    window: Option<Window>,
 }
 
 impl Preflight {
-    pub(super) fn begin(now: Duration) -> State {
-        State::Preflight(Self { deadline: now + PREFLIGHT_TIMEOUT, rehearsal: None })
+    pub(super) fn begin(now: Duration, window: Option<Window>) -> State {
+        State::Preflight(Self { deadline: now + PREFLIGHT_TIMEOUT, rehearsal: None, window })
     }
 
     pub(super) const fn deadline(&self) -> Duration {
@@ -48,6 +51,15 @@ impl Preflight {
                 let failure = common.failure(FailureCode::PhaseTimeout, text);
                 common.fail_running(failure)
             }
+            (SourceEvent::LinkLost(reason), None) => {
+                Negotiating::after_loss(common, self.window, FailureCode::LinkLost, &reason)
+            }
+            (SourceEvent::Tick, None) => match common.watch() {
+                Some(silence) => {
+                    Negotiating::after_loss(common, self.window, FailureCode::PeerDead, &silence)
+                }
+                None => State::Preflight(self),
+            },
             (event, _) => match common.common_failure(&event) {
                 Some(failure) => common.fail_running(failure),
                 None => State::Preflight(self),

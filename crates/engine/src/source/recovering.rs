@@ -1,25 +1,24 @@
 use std::time::Duration;
 
-use migrated_pages::{PageRun, PageSet};
-use migrated_wire::{MAX_OUTSTANDING, PageSetPiece, ToDestination, ToSource, bounded_text};
+use migrated_pages::PageRun;
+use migrated_wire::{MAX_OUTSTANDING, ToDestination, ToSource, bounded_text};
 
+use super::answer::Answer;
 use super::common::Common;
 use super::drain::Drain;
 use super::postcopy_active::PostcopyActive;
 use super::postcopy_paused::PostcopyPaused;
 use super::stop_and_copy::Marks;
 use super::{SourceEvent, State};
-use crate::limits::RECOVER_TIMEOUT;
 use crate::record::MigrationState;
 
 /// There are new channels: the destination says what it has, and everything else is sent.
 pub(super) struct Recovering {
     drain: Box<Drain>,
     marks: Marks,
-    received: PageSet,
+    answer: Answer,
     /// Requests that overtook the map.
     requests: Vec<PageRun>,
-    deadline: Duration,
 }
 
 impl Recovering {
@@ -28,17 +27,12 @@ impl Recovering {
         common.link.relinked(common.now);
         drain.iteration += 1;
         common.send(ToDestination::Recover { epoch: common.config.epoch, iteration: drain.iteration });
-        State::Recovering(Box::new(Self {
-            drain,
-            marks,
-            received: common.no_pages(),
-            requests: Vec::new(),
-            deadline: common.now + RECOVER_TIMEOUT,
-        }))
+        let answer = Answer::awaited(common);
+        State::Recovering(Box::new(Self { drain, marks, answer, requests: Vec::new() }))
     }
 
     pub(super) const fn deadline(&self) -> Duration {
-        self.deadline
+        self.answer.deadline()
     }
 
     pub(super) const fn drain(&self) -> &Drain {
@@ -47,7 +41,7 @@ impl Recovering {
 
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: SourceEvent) -> State {
         let lost = match event {
-            SourceEvent::Message(ToSource::Received(piece)) => self.take_piece(common, &piece).err(),
+            SourceEvent::Message(ToSource::Received(piece)) => self.answer.take(common, &piece).err(),
             SourceEvent::Message(ToSource::ReceivedSent { pages }) => {
                 return match self.restart(common, pages) {
                     Ok(()) => PostcopyActive::enter(common, self.drain, self.marks),
@@ -71,10 +65,7 @@ impl Recovering {
                 Some(bounded_text(&format!("unexpected instead of the received map: {other:?}")))
             }
             SourceEvent::LinkLost(reason) | SourceEvent::PeerMisbehaved(reason) => Some(reason),
-            SourceEvent::Tick if common.now >= self.deadline => {
-                Some(format!("the destination did not say within {RECOVER_TIMEOUT:?} what it has"))
-            }
-            SourceEvent::Tick => common.watch(),
+            SourceEvent::Tick => self.answer.overdue(common).or_else(|| common.watch()),
             SourceEvent::Cancel => {
                 common.decide("cancel_refused", "the guest runs at the destination");
                 None
@@ -87,23 +78,16 @@ impl Recovering {
         }
     }
 
-    fn take_piece(&mut self, common: &Common, piece: &PageSetPiece) -> Result<(), String> {
-        piece
-            .add_to(&mut self.received, &common.config.identity.layout)
-            .map(|_| ())
-            .map_err(|e| e.to_string())
-    }
-
     fn restart(&mut self, common: &mut Common, pages: u64) -> Result<(), String> {
         let layout = &common.config.identity.layout;
-        let (came, total) = (self.received.len(), layout.total_pages());
-        if came != pages || total - came > self.drain.missing {
-            return Err(format!(
-                "a received map of {pages} pages, of which {came} came, with {} of {total} missing at the switch",
-                self.drain.missing
-            ));
+        let received = self.answer.whole(pages)?;
+        let (missing, total) = (self.drain.missing, layout.total_pages());
+        if total - pages > missing {
+            let text =
+                format!("a received map of {pages} pages, with {missing} of {total} missing at the switch");
+            return Err(text);
         }
-        self.drain.restart(&self.received, layout);
+        self.drain.restart(received, layout);
         common.note_recovery(self.drain.remaining());
         let epoch = common.config.epoch;
         common.request(&mut self.drain, epoch, &std::mem::take(&mut self.requests))

@@ -15,17 +15,17 @@ use migrated_wire::{
 };
 use parking_lot::Mutex;
 
-use super::link::{LinkEvents, NewLink};
-use super::pages::{self, Lane};
-use super::{Happening, Shared, is_draining, reader};
+use super::link::{LinkEvents, NewLane, NewLink};
+use super::pages::Lane;
+use super::{Happening, Shared, may_relink};
 
 const ROUND: Duration = Duration::from_secs(60);
 /// How long somebody who asks for a commit's fate may take to say which.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Starts the thread that lets channels in until it is hung up. Resolve channels come in at any time, the
-/// control channel, the urgent one and each page channel once; and all once more while pages follow a guest
-/// that runs here, when the source has lost its link.
+/// control channel, the urgent one and each page channel once; and all once more when the source has lost its
+/// link, as long as it may come back.
 pub(super) fn start(
     shared: &Arc<Shared>,
     inbox: &Sender<Happening>,
@@ -38,16 +38,10 @@ pub(super) fn start(
     let seats = Arc::new(Mutex::new(Seats::new(max_channels)));
     let (taken, state) = (seats.clone(), shared.clone());
     let gate: Arc<dyn Gate> = Arc::new(MigrationGate::new(migration, token, move |role| {
-        let is_draining = is_draining(state.engine.lock().state());
-        taken.lock().take(role, is_draining)
+        let may_relink = may_relink(state.engine.lock().state());
+        taken.lock().take(role, may_relink)
     }));
-    let mut porter = Porter {
-        shared: shared.clone(),
-        first: LinkEvents { link: 0, inbox: inbox.clone() },
-        seats,
-        control: None,
-        lanes: BTreeMap::new(),
-    };
+    let mut porter = Porter { inbox: inbox.clone(), seats, link: None, early: BTreeMap::new() };
     thread::spawn(move || {
         loop {
             match listener.accept(&gate, Instant::now() + ROUND) {
@@ -56,7 +50,7 @@ pub(super) fn start(
                 Err(error) => {
                     let event = DestinationEvent::LinkLost(format!("the listener ended: {error}"));
                     // The session may have ended, which is why the listener did.
-                    let _ = porter.first.inbox.send(Happening::Event(event));
+                    let _ = porter.inbox.send(Happening::Event(event));
                     return;
                 }
             }
@@ -103,36 +97,34 @@ impl Seats {
     }
 }
 
-/// Takes channels to where they belong: those of the first link one by one, as they come; those of a later one
-/// when all have come, as only then the engine may know of it.
+/// Takes channels to where they belong: to the session, the control channel of a link first.
 struct Porter {
-    shared: Arc<Shared>,
-    first: LinkEvents,
+    inbox: Sender<Happening>,
     seats: Arc<Mutex<Seats>>,
-    /// What has come of a later link. Of a link that never got whole the next one's channels take the places.
-    control: Option<(Box<dyn ControlSender>, Box<dyn ControlReceiver>)>,
-    lanes: BTreeMap<Lane, Box<dyn DataReceiver>>,
+    /// The link whose control channel has come.
+    link: Option<u64>,
+    /// Page channels that overtook their link's control channel.
+    early: BTreeMap<Lane, (u64, Box<dyn DataReceiver>)>,
 }
 
 impl Porter {
     fn welcome(&mut self, incoming: Incoming) {
-        let is_first = self.seats.lock().links <= 1;
+        let link = self.seats.lock().links.saturating_sub(1);
         match incoming {
             Incoming::Control { role: ChannelRole::Resolve, sender, receiver, .. } => {
-                let inbox = self.first.inbox.clone();
+                let inbox = self.inbox.clone();
                 thread::spawn(move || answer(sender, receiver, &inbox));
             }
             Incoming::Control { sender, receiver, peer, .. } => {
-                tracing::info!(%peer, "the source has connected");
-                if is_first {
-                    self.shared.link.set_control(sender);
-                    // A session that has ended takes no channel.
-                    if self.first.inbox.send(Happening::Event(DestinationEvent::Connected)).is_ok() {
-                        reader::start(&self.shared, self.first.clone(), receiver);
+                tracing::info!(%peer, link, "the source has connected");
+                self.link = Some(link);
+                let events = self.events(link);
+                self.hand_on(Happening::NewLink(Box::new(NewLink { events, sender, receiver })));
+                for (lane, (of, receiver)) in std::mem::take(&mut self.early) {
+                    // Those of a link before this one are closed.
+                    if of == link {
+                        self.hand_on_lane(link, lane, receiver);
                     }
-                } else {
-                    self.control = Some((sender, receiver));
-                    self.complete();
                 }
             }
             Incoming::Data { role, receiver } => {
@@ -141,29 +133,26 @@ impl Porter {
                     ChannelRole::Urgent => Lane::Urgent,
                     ChannelRole::Control | ChannelRole::Resolve => return,
                 };
-                if is_first {
-                    self.shared.link.add_hangup(receiver.hangup());
-                    pages::start(&self.shared, self.first.clone(), lane, receiver);
-                } else {
-                    self.lanes.insert(lane, receiver);
-                    self.complete();
+                match self.link == Some(link) {
+                    true => self.hand_on_lane(link, lane, receiver),
+                    false => _ = self.early.insert(lane, (link, receiver)),
                 }
             }
         }
     }
 
-    /// Hands a later link on once it is whole: it has as many channels as the first.
-    fn complete(&mut self) {
-        let pages = self.shared.engine.lock().record(self.shared.clock.now()).channels;
-        if self.lanes.len() != usize::from(pages) + 1 {
-            return;
-        }
-        if let Some((sender, receiver)) = self.control.take() {
-            let lanes = std::mem::take(&mut self.lanes).into_iter().collect();
-            let link = Box::new(NewLink { sender, receiver, lanes });
-            // A session that has ended takes no channel.
-            let _ = self.first.inbox.send(Happening::NewLink(link));
-        }
+    fn events(&self, link: u64) -> LinkEvents {
+        LinkEvents { link, inbox: self.inbox.clone() }
+    }
+
+    fn hand_on_lane(&self, link: u64, lane: Lane, receiver: Box<dyn DataReceiver>) {
+        let events = self.events(link);
+        self.hand_on(Happening::NewLane(Box::new(NewLane { events, lane, receiver })));
+    }
+
+    fn hand_on(&self, happening: Happening) {
+        // A session that has ended takes no channel.
+        let _ = self.inbox.send(happening);
     }
 }
 

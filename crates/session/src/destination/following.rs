@@ -71,10 +71,7 @@ impl PageThread {
             }
             (news, engine.take_request())
         };
-        if news {
-            // The session may have ended, which changes nothing for pages that are in place.
-            self.events.wake();
-        }
+        self.wake_if(news);
         shared.send_requests(request);
     }
 }

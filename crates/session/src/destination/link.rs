@@ -51,6 +51,11 @@ impl Link {
     }
 }
 
+/// Whether events of this link are fed.
+pub(super) fn is_current(shared: &Shared, link: u64) -> bool {
+    link == shared.link.number.load(Ordering::Relaxed)
+}
+
 /// Where a channel's thread reports; what it says of a link that was replaced is dropped.
 #[derive(Clone)]
 pub(super) struct LinkEvents {
@@ -70,51 +75,67 @@ impl LinkEvents {
         let _ = self.inbox.send(Happening::Event(DestinationEvent::Tick));
     }
 
+    /// Whether this link is the one: whether its events are fed.
+    pub(super) fn is_current(&self, shared: &Shared) -> bool {
+        is_current(shared, self.link)
+    }
+
     /// The engine, for a channel of the link that is the one.
     pub(super) fn engine<'a>(&self, shared: &'a Shared) -> Result<MutexGuard<'a, Destination>, ChannelFault> {
         let engine = shared.engine.lock();
-        match self.link == shared.link.number.load(Ordering::Relaxed) {
+        match self.is_current(shared) {
             true => Ok(engine),
             false => Err(ChannelFault::Lost("the source has opened new channels".into())),
         }
     }
 }
 
-/// All channels of a link that the source opened because it had lost the one before.
+/// The control channel of a link. The first link has number 0; later ones the source opened because it had lost
+/// the one before.
 pub(super) struct NewLink {
+    pub(super) events: LinkEvents,
     pub(super) sender: Box<dyn ControlSender>,
     pub(super) receiver: Box<dyn ControlReceiver>,
-    pub(super) lanes: Vec<(Lane, Box<dyn DataReceiver>)>,
 }
 
 impl NewLink {
     /// Takes the place of the old link, if the engine still cares for one.
-    pub(super) fn replace(self, shared: &Arc<Shared>, inbox: &Sender<Happening>) {
-        let Self { sender, receiver, lanes } = self;
-        let number = {
+    pub(super) fn replace(self, shared: &Arc<Shared>) {
+        let Self { events, sender, receiver } = self;
+        {
             let mut engine = shared.engine.lock();
-            if !super::is_draining(engine.state()) {
+            if !super::may_relink(engine.state()) {
                 return;
             }
-            let number = shared.link.number.load(Ordering::Relaxed) + 1;
-            shared.link.number.store(number, Ordering::Relaxed);
-            engine.handle(shared.clock.now(), DestinationEvent::Reconnected);
-            number
-        };
-        tracing::info!("the source is back");
-        // Pages that old channels are still to bring are given back.
-        shared.link.hang_up();
-        let events = LinkEvents { link: number, inbox: inbox.clone() };
-        shared.link.set_control(sender);
-        reader::start(shared, events.clone(), receiver);
-        for (lane, receiver) in lanes {
-            shared.link.add_hangup(receiver.hangup());
-            pages::start(shared, events.clone(), lane, receiver);
+            shared.link.number.store(events.link, Ordering::Relaxed);
+            let event = match events.link {
+                0 => DestinationEvent::Connected,
+                _ => DestinationEvent::Reconnected,
+            };
+            engine.handle(shared.clock.now(), event);
         }
+        // What old channels are still to bring is given back, or never was.
+        shared.link.hang_up();
+        shared.restoring.new_link(events.link);
+        shared.link.set_control(sender);
+        reader::start(shared, events, receiver);
     }
+}
 
-    /// Whether events of this link are fed.
-    pub(super) fn is_current(shared: &Shared, link: u64) -> bool {
-        link == shared.link.number.load(Ordering::Relaxed)
+/// A page channel of a link.
+pub(super) struct NewLane {
+    pub(super) events: LinkEvents,
+    pub(super) lane: Lane,
+    pub(super) receiver: Box<dyn DataReceiver>,
+}
+
+impl NewLane {
+    /// Takes its place in its link, if that is still the one.
+    pub(super) fn join(self, shared: &Arc<Shared>) {
+        let Self { events, lane, receiver } = self;
+        if events.is_current(shared) {
+            shared.link.add_hangup(receiver.hangup());
+            pages::start(shared, events, lane, receiver);
+        }
     }
 }

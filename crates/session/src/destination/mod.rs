@@ -28,7 +28,7 @@ use crate::traffic::Traffic;
 use faults::Following;
 use hands::Hands;
 use hashes::PageHashes;
-use link::{Link, NewLink};
+use link::{Link, NewLane, NewLink};
 use restoring::Restoring;
 
 /// The session's thread looks up this often from an engine that has no timer.
@@ -123,8 +123,10 @@ enum Happening {
         link: u64,
         event: DestinationEvent,
     },
-    /// The source has opened all channels anew.
+    /// The source has opened a control channel.
     NewLink(Box<NewLink>),
+    /// It has opened a page channel, after the control channel of the same link.
+    NewLane(Box<NewLane>),
     /// Somebody asks what became of a commit and waits for the answer.
     Asked {
         epoch: u64,
@@ -132,10 +134,20 @@ enum Happening {
     },
 }
 
-/// Whether the guest runs here while pages follow it, so that a source which lost its link may come back.
-const fn is_draining(state: MigrationState) -> bool {
+/// Whether a source that has lost its link may open another: before its guest is paused, and while pages follow a
+/// guest that runs here.
+const fn may_relink(state: MigrationState) -> bool {
     use MigrationState as S;
-    matches!(state, S::PostcopyActive | S::PostcopyPaused | S::Recovering)
+    matches!(
+        state,
+        S::Negotiating
+            | S::Preflight
+            | S::Receiving
+            | S::PrecopyPaused
+            | S::PostcopyActive
+            | S::PostcopyPaused
+            | S::Recovering
+    )
 }
 
 impl DestinationRemote {
@@ -260,11 +272,12 @@ impl DestinationSession {
             match self.next(&shared) {
                 Some(Happening::Event(event)) => self.feed(&mut hands, event),
                 Some(Happening::OfLink { link, event }) => {
-                    if NewLink::is_current(&shared, link) {
+                    if link::is_current(&shared, link) {
                         self.feed(&mut hands, event);
                     }
                 }
-                Some(Happening::NewLink(link)) => link.replace(&shared, &self.remote.inbox),
+                Some(Happening::NewLink(link)) => link.replace(&shared),
+                Some(Happening::NewLane(lane)) => lane.join(&shared),
                 Some(Happening::Asked { epoch, answer }) => {
                     hands.asker = Some(answer);
                     self.feed(&mut hands, DestinationEvent::Resolve { epoch });

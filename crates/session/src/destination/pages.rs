@@ -42,7 +42,7 @@ pub(super) fn start(shared: &Arc<Shared>, events: LinkEvents, lane: Lane, receiv
             ChannelFault::Lost(reason) => DestinationEvent::PagesLost(reason),
             ChannelFault::Misbehaved(what) => DestinationEvent::PeerMisbehaved(what),
         };
-        thread.shared.restoring.link_ended();
+        thread.shared.restoring.link_ended(thread.events.link);
         // The session may have ended, which is why the channel did.
         thread.events.send(event);
     });
@@ -108,10 +108,17 @@ impl PageThread {
     /// Reads the payload straight into guest RAM, which nobody runs on yet.
     fn place(&mut self, channel: u16) -> Result<(), ChannelFault> {
         let ram = self.shared.placing().clone();
-        let of = |class| self.runs.iter().filter(move |run| run.class == class).map(|run| run.pages);
-        let slices: Vec<_> = of(PageClass::Data).map(|run| ram.slice(run)).collect();
-        if !slices.is_empty() {
-            self.receiver.read_payload(&slices)?;
+        let data = self.runs.iter().filter(|run| run.class == PageClass::Data).map(|run| run.pages);
+        let slices: Vec<_> = data.clone().map(|run| ram.slice(run)).collect();
+        self.events.engine(&self.shared)?.begin_placing();
+        if !slices.is_empty()
+            && let Err(error) = self.receiver.read_payload(&slices)
+        {
+            // What came of it must look like pages that never came: those are zero.
+            data.clone().for_each(|run| ram.zero(run));
+            let news = self.shared.engine.lock().broke_off(self.shared.clock.now(), data);
+            self.wake_if(news);
+            return Err(error.into());
         }
         let zero_again = self.zero_again();
         zero_again.iter().for_each(|run| ram.zero(*run));
@@ -127,8 +134,17 @@ impl PageThread {
             }
             engine = self.shared.engine.lock();
         }
-        engine.placed(channel, self.runs.iter().map(|run| run.pages));
+        let news = engine.placed(self.shared.clock.now(), channel, self.runs.iter().map(|run| run.pages));
+        drop(engine);
+        self.wake_if(news);
         Ok(())
+    }
+
+    /// Makes the session look at what the engine wants done, if it wants something.
+    pub(super) fn wake_if(&self, news: bool) {
+        if news {
+            self.events.wake();
+        }
     }
 
     /// Zero pages that were placed before. The others are zero already, and touching them would give them

@@ -22,7 +22,7 @@ pub(super) fn start(shared: &Arc<Shared>, events: LinkEvents, mut receiver: Box<
             ChannelFault::Lost(reason) => DestinationEvent::LinkLost(reason),
             ChannelFault::Misbehaved(what) => DestinationEvent::PeerMisbehaved(what),
         };
-        shared.restoring.link_ended();
+        shared.restoring.link_ended(events.link);
         // The session may have ended, which is why the channel did.
         events.send(event);
     });

@@ -11,15 +11,26 @@ pub(super) struct Restoring {
 
 #[derive(Default)]
 struct State {
+    /// Which link it is, and whether it has ended.
+    link: u64,
     link_ended: bool,
     /// The RAM that state is being restored in.
     ram: Option<PostcopyRam>,
 }
 
 impl Restoring {
-    /// Says that a channel of the link has ended, behind all that the source said on it.
-    pub(super) fn link_ended(&self) {
+    /// There is a new link. State is not restored before pages have flowed on it.
+    pub(super) fn new_link(&self, link: u64) {
         let mut state = self.state.lock();
+        (state.link, state.link_ended) = (link, false);
+    }
+
+    /// Says that a channel of that link has ended, behind all that the source said on it.
+    pub(super) fn link_ended(&self, link: u64) {
+        let mut state = self.state.lock();
+        if state.link != link {
+            return;
+        }
         state.link_ended = true;
         if let Some(ram) = &state.ram
             && let Err(error) = ram.abandon()

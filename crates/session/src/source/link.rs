@@ -148,42 +148,85 @@ fn take_request(shared: &Shared, message: ToSource) -> Option<SourceEvent> {
     is_refused.then_some(SourceEvent::Tick)
 }
 
-/// Opens the channels anew, on a thread of its own, when the threads of the old ones have ended.
-pub(super) fn reopen(
-    transport: Arc<dyn Transport>,
-    peer: Endpoint,
-    hello: Hello,
-    lanes: Lanes,
-    old: Vec<JoinHandle<()>>,
-    events: &Sender<Happening>,
-) {
-    let events = events.clone();
-    thread::spawn(move || {
-        for thread in old {
-            // One that panicked has ended as well.
-            let _ = thread.join();
-        }
-        let opened = OpenedLink::open(transport.as_ref(), &peer, &hello, lanes);
-        let _ = events.send(Happening::Reopened(opened.map_err(|error| error.to_string())));
-    });
+/// How channels of a migration are opened.
+#[derive(Clone)]
+pub(super) struct Opener {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) hello: Hello,
+    pub(super) lanes: Lanes,
+    pub(super) events: Sender<Happening>,
 }
 
-/// Asks the destination's VM process, on a connection of its own, what became of the commit.
-pub(super) fn ask(
-    transport: Arc<dyn Transport>,
-    peer: Endpoint,
-    hello: Hello,
-    epoch: u64,
-    events: &Sender<Happening>,
-) {
-    let events = events.clone();
-    thread::spawn(move || {
-        let outcome = question(transport.as_ref(), &peer, &hello, epoch);
-        if let Err(error) = &outcome {
-            tracing::info!("the destination's VM process does not say what became of the commit: {error}");
+impl Opener {
+    /// Opens all channels for the first time, on a thread of its own: at the first address that works.
+    pub(super) fn open(self) {
+        thread::spawn(move || {
+            let mut errors = Vec::new();
+            let peers = self.shared.addresses.all();
+            let opened = peers.into_iter().find_map(|peer| self.attempt(&peer, &mut errors));
+            self.report(opened, &errors);
+        });
+    }
+
+    /// Opens the channels anew, on a thread of its own, when the threads of the old ones have ended. An address that
+    /// does not work is another's turn at the next attempt.
+    pub(super) fn reopen(self, old: Vec<JoinHandle<()>>) {
+        thread::spawn(move || {
+            for thread in old {
+                // One that panicked has ended as well.
+                let _ = thread.join();
+            }
+            let mut errors = Vec::new();
+            let opened = self.attempt(&self.shared.addresses.current(), &mut errors);
+            self.report(opened, &errors);
+        });
+    }
+
+    fn attempt(&self, peer: &Endpoint, errors: &mut Vec<TransportError>) -> Option<OpenedLink> {
+        match OpenedLink::open(self.transport.as_ref(), peer, &self.hello, self.lanes) {
+            Ok(opened) => Some(opened),
+            Err(error) => {
+                self.shared.addresses.turn(peer);
+                errors.push(error);
+                None
+            }
         }
-        let _ = events.send(Happening::Event(SourceEvent::Outcome(outcome.ok().flatten())));
-    });
+    }
+
+    fn report(&self, opened: Option<OpenedLink>, errors: &[TransportError]) {
+        // The session may have ended, which nobody told this thread.
+        let _ = self.events.send(Happening::Opened(opened.ok_or_else(|| why_not(errors))));
+    }
+
+    /// Asks the destination's VM process, on a connection and a thread of its own, what became of the commit; at
+    /// each address until somebody answers.
+    pub(super) fn ask(self, epoch: u64) {
+        thread::spawn(move || {
+            let outcome = self.shared.addresses.all().into_iter().find_map(|peer| {
+                question(self.transport.as_ref(), &peer, &self.hello, epoch).unwrap_or_else(|error| {
+                    tracing::info!(
+                        "the destination's VM process does not say what became of the commit: {error}"
+                    );
+                    None
+                })
+            });
+            let _ = self.events.send(Happening::Event(SourceEvent::Outcome(outcome)));
+        });
+    }
+}
+
+/// What the engine is told of channels that could not be opened.
+fn why_not(errors: &[TransportError]) -> SourceEvent {
+    let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    let may_pass = |error: &TransportError| {
+        use TransportError as E;
+        matches!(error, E::Unreachable { .. } | E::Lost { .. } | E::TimedOut { .. })
+    };
+    match errors.iter().any(may_pass) {
+        true => SourceEvent::ConnectFailed(texts.join("; ")),
+        false => SourceEvent::ConnectRefused(texts.join("; ")),
+    }
 }
 
 fn question(

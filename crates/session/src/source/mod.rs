@@ -1,5 +1,6 @@
 //! The source's session.
 
+mod addresses;
 mod guest;
 mod link;
 mod pages;
@@ -16,8 +17,9 @@ use migrated_wire::{ChannelRole, CommitOutcome, Hello, MigrationId, PROTOCOL, To
 use parking_lot::{Condvar, Mutex};
 
 use crate::{Clock, traffic::Traffic};
+use addresses::Addresses;
 use guest::{Held, Holder};
-use link::{Lanes, OpenedLink, SourceLink};
+use link::{Lanes, OpenedLink, Opener, SourceLink};
 
 /// What a source's session needs besides guest and transport.
 pub struct SourceRequest {
@@ -27,6 +29,8 @@ pub struct SourceRequest {
     pub token: Token,
     /// Where the destination listens.
     pub peer: Endpoint,
+    /// Its other addresses. They are tried in this order, and in turn when the link was lost.
+    pub other_addresses: Vec<Endpoint>,
     /// What the engine is told.
     pub config: SourceConfig,
     /// The record as far as it is known.
@@ -61,8 +65,8 @@ pub struct SourceRemote {
 /// What the session's thread waits for.
 enum Happening {
     Event(SourceEvent),
-    /// The channels were opened anew, or why not.
-    Reopened(Result<OpenedLink, String>),
+    /// The channels were opened, or what the engine is to be told.
+    Opened(Result<OpenedLink, SourceEvent>),
 }
 
 /// The engine and what its threads wait for.
@@ -71,8 +75,7 @@ struct Shared {
     /// For page channels, and for the urgent one.
     work: Condvar,
     urgent_work: Condvar,
-    /// Where the destination is reached.
-    peer: Mutex<Endpoint>,
+    addresses: Addresses,
     clock: Clock,
     traffic: Traffic,
 }
@@ -105,14 +108,15 @@ impl SourceRemote {
         let _ = self.feed(SourceEvent::Outcome(outcome));
     }
 
-    /// Tries at once to reach the destination of a guest whose pages follow it, `via` another address if one
-    /// is given, from now on. Says whether a link is missing; the session tries by itself, too.
+    /// Tries at once to reach the destination over a link that was lost, `via` another address first if one is given.
+    /// Says whether a link is missing; the session tries by itself, too.
     #[must_use]
     pub fn recover(&self, via: Option<Endpoint>) -> bool {
         if let Some(via) = via {
-            *self.shared.peer.lock() = via;
+            self.shared.addresses.prefer(via);
         }
-        self.state() == MigrationState::PostcopyPaused && self.feed(SourceEvent::Retry)
+        let lost = matches!(self.state(), MigrationState::PrecopyPaused | MigrationState::PostcopyPaused);
+        lost && self.feed(SourceEvent::Retry)
     }
 
     fn feed(&self, event: SourceEvent) -> bool {
@@ -138,7 +142,7 @@ pub struct SourceSession {
 /// Prepares a session: the remote works from now on, [`SourceSession::run`] does the work.
 #[must_use]
 pub fn send(request: SourceRequest) -> (SourceSession, SourceRemote) {
-    let SourceRequest { migration, token, peer, config, record, clock, seeker } = request;
+    let SourceRequest { migration, token, peer, other_addresses, config, record, clock, seeker } = request;
     let lanes = Lanes { pages: config.channels, urgent: config.mode != Mode::Precopy };
     let policy = policy_for(config.mode);
     let engine = Source::new(config, record, policy, clock.now());
@@ -146,7 +150,7 @@ pub fn send(request: SourceRequest) -> (SourceSession, SourceRemote) {
         engine: Mutex::new(engine),
         work: Condvar::new(),
         urgent_work: Condvar::new(),
-        peer: Mutex::new(peer),
+        addresses: Addresses::new(peer, other_addresses),
         clock,
         traffic: Traffic::default(),
     });
@@ -177,17 +181,23 @@ impl SourceSession {
         let shared = &self.remote.shared;
         let mut channels = Channels { link: None, ending: Vec::new(), ram: guest.ram().clone() };
         let mut holder = Holder::new(guest);
-        let opened = OpenedLink::open(transport.as_ref(), &self.peer(), &self.hello, self.lanes);
-        self.connected(&mut channels, opened.map_err(|error| error.to_string()));
+        let opener = Opener {
+            transport: transport.clone(),
+            shared: shared.clone(),
+            hello: self.hello,
+            lanes: self.lanes,
+            events: self.remote.events.clone(),
+        };
+        opener.clone().open();
         loop {
-            self.act(&mut holder, &mut channels, transport);
+            self.act(&mut holder, &mut channels, &opener);
             changed();
             if shared.engine.lock().outcome().is_some() {
                 break;
             }
             match self.next() {
                 Happening::Event(event) => self.feed(event),
-                Happening::Reopened(opened) => self.connected(&mut channels, opened),
+                Happening::Opened(opened) => self.connected(&mut channels, opened),
             }
         }
         let engine = shared.engine.lock();
@@ -198,18 +208,14 @@ impl SourceSession {
         }
     }
 
-    fn peer(&self) -> Endpoint {
-        self.remote.shared.peer.lock().clone()
-    }
-
     /// Tells the engine of new channels first, so that their threads find it waiting for work, not ended.
-    fn connected(&self, channels: &mut Channels, opened: Result<OpenedLink, String>) {
+    fn connected(&self, channels: &mut Channels, opened: Result<OpenedLink, SourceEvent>) {
         match opened {
             Ok(opened) => {
                 self.feed(SourceEvent::Connected);
                 channels.link = Some(opened.start(&self.remote.shared, &self.remote.events, &channels.ram));
             }
-            Err(reason) => self.feed(SourceEvent::ConnectFailed(reason)),
+            Err(event) => self.feed(event),
         }
     }
 
@@ -233,7 +239,7 @@ impl SourceSession {
     }
 
     /// Carries out all actions. One that concerns the guest is answered before the next is looked at.
-    fn act<G: Guest>(&self, holder: &mut Holder<G>, channels: &mut Channels, transport: &Arc<dyn Transport>) {
+    fn act<G: Guest>(&self, holder: &mut Holder<G>, channels: &mut Channels, opener: &Opener) {
         let shared = &self.remote.shared;
         loop {
             let Some(action) = shared.engine.lock().poll_action() else { break };
@@ -256,17 +262,10 @@ impl SourceSession {
                         channels.ending.extend(link.hang_up());
                     }
                 }
-                SourceAction::Reconnect => link::reopen(
-                    transport.clone(),
-                    self.peer(),
-                    self.hello,
-                    self.lanes,
-                    std::mem::take(&mut channels.ending),
-                    &self.remote.events,
-                ),
+                SourceAction::Reconnect => opener.clone().reopen(std::mem::take(&mut channels.ending)),
                 SourceAction::Ask => {
                     (self.seeker)();
-                    link::ask(transport.clone(), self.peer(), self.hello, self.epoch(), &self.remote.events);
+                    opener.clone().ask(self.epoch());
                 }
                 action => {
                     if let Some(answer) = holder.act(&action) {

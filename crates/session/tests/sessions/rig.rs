@@ -263,7 +263,16 @@ pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
     let daemon = Daemon { committed: committed.clone(), ..Daemon::default() };
     let asked = daemon.clone();
     let seeker = Box::new(move || asked.answer());
-    let request = SourceRequest { migration: MIGRATION, token: TOKEN, peer, config, record, clock, seeker };
+    let request = SourceRequest {
+        migration: MIGRATION,
+        token: TOKEN,
+        peer,
+        other_addresses: Vec::new(),
+        config,
+        record,
+        clock,
+        seeker,
+    };
     let (sending, source_remote) = send(request);
     daemon.source.set(source_remote.clone()).ok().expect("set once");
 
@@ -279,7 +288,14 @@ pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
             daemon.process_ended.store(true, Ordering::SeqCst);
             (end, at_start, vcpus)
         });
-        let source = scope.spawn(|| sending.run(guest, &transport, || {}));
+        let source = scope.spawn(|| {
+            let end = sending.run(guest, &transport, || {});
+            if matches!(end, SourceEnd::Kept(..)) {
+                // As the source's daemon does.
+                destination_remote.cancel();
+            }
+            end
+        });
         meanwhile(&Hold { source: &source_remote, destination: &destination_remote, network: &network });
         (source.join().unwrap(), destination.join().unwrap())
     });

@@ -250,6 +250,9 @@ impl Pair {
 
     /// The source opens new channels.
     pub(super) fn reconnect(&mut self) -> Result<(), String> {
+        if self.source.outcome().is_some() {
+            return Ok(());
+        }
         if self.destination_alive && self.link.now >= self.outage_until && self.rng.below(2) == 0 {
             self.feed_destination(DestinationEvent::LinkLost("replaced by new channels".into()))?;
         }
@@ -259,6 +262,7 @@ impl Pair {
         self.generation += 1;
         self.link.restore();
         self.forget_sent();
+        self.leading.forget_waiting();
         self.feed_destination(DestinationEvent::Reconnected)?;
         if self.rng.below(8) == 0 {
             let closed = DestinationEvent::LinkLost("closed by the source".into());

@@ -14,6 +14,12 @@ pub(super) enum Happening {
     Source(SourceEvent),
     Destination(DestinationEvent),
     Frame(Channel, Frame),
+    /// A frame of a guest that does not run here is placed now, if its link has not broken.
+    InPlace {
+        generation: u64,
+        channel: u16,
+        pages: Vec<(PageRun, Vec<u64>)>,
+    },
     /// Claimed pages are placed now, if their link has not broken.
     Placed {
         generation: u64,

@@ -6,6 +6,7 @@
 //! always hold: no two copies run, and a copy that starts is the copy that was paused.
 
 mod following;
+mod leading;
 mod link;
 mod scenario;
 mod sides;
@@ -21,6 +22,7 @@ use migrated_wire::{CommitOutcome, GuestIdentity, SectionName};
 use crate::guest::FakeGuest;
 use crate::rng::Rng;
 use following::Following;
+use leading::Leading;
 use link::{End, Happening, Link};
 pub use scenario::{Fault, GuestOperation, Scenario};
 
@@ -43,6 +45,7 @@ pub struct Pair {
     ever_ran_at_destination: bool,
     messages: u64,
     resumed_at_source: bool,
+    leading: Leading,
     following: Following,
     /// Which link this is.
     generation: u64,
@@ -144,6 +147,7 @@ impl Pair {
             ever_ran_at_destination: false,
             messages: 0,
             resumed_at_source: false,
+            leading: Leading::new(scenario.channels),
             following: Following::new(&nothing),
             generation: 0,
             outage_until: Duration::ZERO,
@@ -248,7 +252,10 @@ impl Pair {
                 self.end_placing(generation, &pages)
             }
             Happening::Touch(vcpu) if self.destination_alive => self.touch(vcpu),
-            Happening::Placed { .. } | Happening::Touch(_) => Ok(()),
+            Happening::InPlace { generation, channel, pages } if self.destination_alive => {
+                self.end_placing_before(generation, channel, &pages)
+            }
+            Happening::InPlace { .. } | Happening::Placed { .. } | Happening::Touch(_) => Ok(()),
             Happening::Reconnect => self.reconnect(),
             Happening::Notice { generation, end } => self.notice(generation, end),
             Happening::GuestWrites => {

@@ -59,6 +59,8 @@ pub enum Fault {
     CutAtMessage(u64),
     /// The link is cut when this frame of pages that follow the guest (counted over all links) is sent.
     CutAtFollowing(u64),
+    /// The link is cut when this frame of pages that go before the guest (counted over all links) is sent.
+    CutAtPages(u64),
     /// Somebody cancels at this moment.
     CancelAt(Duration),
     /// The destination's process is killed at this moment.

@@ -123,7 +123,13 @@ impl Pair {
                 }
                 let closed = DestinationEvent::LinkLost("closed by the source".into());
                 self.link.send(Channel::ToDestination, Duration::ZERO, Happening::Destination(closed));
-                if self.source.state() == MigrationState::PostcopyPaused {
+                let is_back_later = matches!(
+                    self.source.state(),
+                    MigrationState::Negotiating
+                        | MigrationState::PrecopyPaused
+                        | MigrationState::PostcopyPaused
+                );
+                if is_back_later {
                     self.link.close();
                 }
             }
@@ -162,6 +168,9 @@ impl Pair {
             self.note_pushed(&runs)?;
         }
         self.send_frame(Channel::Page(channel), iteration, kind, &runs)?;
+        if !following && kind == FrameKind::Pages {
+            self.note_leading();
+        }
         let busy = Duration::from_micros(1 + self.rng.below(500));
         self.link.after(busy, Happening::ChannelFree(channel));
         Ok(())
@@ -298,7 +307,11 @@ impl Pair {
             DestinationAction::HangUp => {
                 let closed = SourceEvent::LinkLost("closed by the destination".into());
                 self.link.send(Channel::ToSource, Duration::ZERO, Happening::Source(closed));
-                if self.destination.state() == MigrationState::PostcopyPaused {
+                let is_kept = matches!(
+                    self.destination.state(),
+                    MigrationState::PrecopyPaused | MigrationState::PostcopyPaused
+                );
+                if is_kept {
                     self.link.close();
                 }
             }
@@ -339,6 +352,7 @@ impl Pair {
         if !self.destination_alive || self.destination.outcome().is_some() {
             return Ok(());
         }
+        let Some(frame) = self.leading.take_or_wait(from, frame) else { return Ok(()) };
         let (channel, admitted) = match from {
             Channel::Page(channel) => (channel, self.destination.admit(channel, &frame.head)),
             _ => (0, self.destination.admit_urgent(&frame.head)),
@@ -355,14 +369,7 @@ impl Pair {
                 let FrameHead { iteration, pages, .. } = frame.head;
                 return self.feed_destination(DestinationEvent::Marker { channel, iteration, pages });
             }
-            Due::Pages => {
-                for (run, contents) in &frame.pages {
-                    for (page, contents) in (run.first..).zip(contents) {
-                        self.destination_guest.place(run.block, page, *contents);
-                    }
-                }
-                self.destination.placed(channel, frame.pages.iter().map(|(run, _)| *run));
-            }
+            Due::Pages => return self.begin_placing_before(channel, frame.pages),
             Due::Hashes => self.compare(channel, &frame),
         }
         Ok(())
