@@ -43,6 +43,10 @@ pub struct StartMigration {
     /// Most rounds over the dirty pages.
     #[serde(default)]
     pub max_iterations: Option<u32>,
+    /// How long to try to reconnect when the link is lost before the guest is paused, in ms: the guest runs on and what
+    /// has arrived is kept meanwhile. 0 gives up at once.
+    #[serde(default)]
+    pub reconnect_window_ms: Option<u64>,
 }
 
 /// A migration that has begun.
@@ -72,12 +76,12 @@ impl StartedMigration {
                         dies meanwhile, the guest is lost; a link that dies only makes it wait for pages that are missing";
 }
 
-/// Asks for a link that was lost, while pages followed a guest, to be tried again now.
+/// Asks for a link that was lost to be tried again now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecoverMigration {
-    /// Another address of the destination host, from now on: an IP address, or one with a port where the
-    /// destination's is another there. The one of before when left out.
+    /// Another address of the destination host, to be tried first from now on: an IP address, or one with a port where
+    /// the destination's is another there. Those of before when left out.
     #[serde(default)]
     pub via: Option<String>,
 }

@@ -150,6 +150,8 @@ pub struct Limits {
     pub max_iterations: u32,
     /// Whether `auto` may let the guest run before its pages are there.
     pub allow_postcopy: bool,
+    /// How long to try to reconnect when the link is lost in pre-copy, in ms; 0 gives up at once.
+    pub reconnect_window_ms: u64,
 }
 
 impl From<Limits> for migrated_engine::Limits {
@@ -162,6 +164,7 @@ impl From<Limits> for migrated_engine::Limits {
             on_timeout: limits.on_timeout,
             bandwidth_bps: limits.bandwidth_bps,
             allow_postcopy: limits.allow_postcopy,
+            reconnect_window: Duration::from_millis(limits.reconnect_window_ms),
         }
     }
 }
@@ -274,6 +277,9 @@ pub struct IncomingPlan {
     pub tls: Option<TlsFiles>,
     /// Address to listen on.
     pub ip: IpAddr,
+    /// Addresses that the source is told, with the port that is listened on; `ip` if there are none.
+    #[serde(default)]
+    pub advertise: Vec<IpAddr>,
     /// Ports to choose from.
     pub ports: PortRange,
     /// How memory is moved.

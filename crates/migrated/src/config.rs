@@ -6,13 +6,14 @@ mod defaults;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use migrated_api::{OnTimeout, TransportKind, Verify};
 use migrated_control::{PortRange, TlsFiles};
 use migrated_cpuid::FeatureSet;
+use migrated_engine::MAX_RECONNECT_WINDOW;
 use serde::Deserialize;
 
 /// The commented example, which `serve --print-config` shows.
@@ -20,6 +21,9 @@ pub const EXAMPLE: &str = include_str!("../host.example.toml");
 
 /// Most page channels of one migration.
 pub const MAX_CHANNELS: u16 = 64;
+
+/// Most addresses that sources are told: each that doesn't answer costs a source seconds.
+const MAX_ADVERTISED: usize = 16;
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -95,6 +99,8 @@ pub struct TestingConfig {
 pub struct MigrationConfig {
     /// Address on which guests are received.
     pub ip: Option<IpAddr>,
+    /// Addresses of this host that sources are told.
+    pub advertise: Vec<IpAddr>,
     /// First and last port for receiving.
     pub ports: (u16, u16),
     /// Whether guests may travel in the clear.
@@ -123,6 +129,8 @@ pub struct MigrationDefaults {
     pub max_iterations: u32,
     /// Whether `auto` may let a guest run before its pages are there.
     pub allow_postcopy: bool,
+    /// How long to try to reconnect when the link is lost in pre-copy, in ms.
+    pub reconnect_window_ms: u64,
     /// Most payload a second, in bits per second.
     pub bandwidth_bps: Option<u64>,
     /// Page channels.
@@ -177,11 +185,7 @@ impl HostConfig {
             "`migration.ports` must be [first, last], not {:?}",
             migration.ports
         );
-        ensure!(
-            !self.migration_ip().is_unspecified(),
-            "`migration.ip` is told to sources, so it must be an address of this host that they reach, not {}",
-            self.migration_ip()
-        );
+        self.validate_addresses()?;
         self.hidden_features()?;
         migration.defaults.validate()
     }
@@ -206,10 +210,51 @@ impl HostConfig {
         }
     }
 
-    /// Address on which guests are received.
+    /// Checks what sources will be told of where guests are received.
+    fn validate_addresses(&self) -> Result<()> {
+        let (ip, advertise) = (self.migration_ip(), &self.migration.advertise);
+        if advertise.is_empty() {
+            ensure!(
+                !ip.is_unspecified(),
+                "`migration.ip` is told to sources, so it must be an address of this host that they reach, not {ip}; \
+                 or say in `migration.advertise` (--advertise) what they are told"
+            );
+            return Ok(());
+        }
+        ensure!(
+            advertise.len() <= MAX_ADVERTISED,
+            "`migration.advertise` has {} addresses; {MAX_ADVERTISED} are possible",
+            advertise.len()
+        );
+        for (index, address) in advertise.iter().enumerate() {
+            let wrong = |what: &str| format!("`migration.advertise` has {address}, {what}");
+            let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+            ensure!(
+                !address.is_unspecified() && !address.is_multicast(),
+                wrong("which no source can connect to")
+            );
+            ensure!(!is_link_local, wrong("which means another host on each link; use a routed address"));
+            ensure!(!advertise[..index].contains(address), wrong("which is there twice"));
+            ensure!(
+                ip.is_ipv4() == address.is_ipv4() || ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+                wrong(&format!(
+                    "but guests are received on {ip}: leave `migration.ip` out, or set it to \"::\""
+                ))
+            );
+        }
+        Ok(())
+    }
+
+    /// Address on which guests are received: on all of this host when it is told which of them to tell sources.
     pub fn migration_ip(&self) -> IpAddr {
-        let of_api = self.api.listen.map(|listen| listen.ip());
-        self.migration.ip.or(of_api).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+        let of_api = || self.api.listen.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |listen| listen.ip());
+        let all = || match self.migration.advertise.iter().all(IpAddr::is_ipv4) {
+            true => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            false => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        self.migration
+            .ip
+            .unwrap_or_else(|| if self.migration.advertise.is_empty() { of_api() } else { all() })
     }
 
     /// Ports for receiving.
@@ -261,6 +306,11 @@ impl MigrationDefaults {
         );
         ensure!(positive(self.timeout_s), "`migration.defaults.timeout_s` must be above 0");
         ensure!(self.max_iterations > 0, "`migration.defaults.max_iterations` must be above 0");
+        let longest = MAX_RECONNECT_WINDOW.as_millis() as u64;
+        ensure!(
+            self.reconnect_window_ms <= longest,
+            "`migration.defaults.reconnect_window_ms` must be {longest} at most"
+        );
         ensure!(self.bandwidth_bps != Some(0), "`migration.defaults.bandwidth_bps` must be above 0");
         ensure!(
             self.channels.is_none_or(|n| (1..=MAX_CHANNELS).contains(&n)),

@@ -35,6 +35,10 @@ pub struct ServeArgs {
     /// Address on which guests are received [config: migration.ip].
     #[arg(long, value_name = "IP")]
     migration_ip: Option<IpAddr>,
+    /// Address of this host that sources are told, best first; may be given several times
+    /// [config: migration.advertise].
+    #[arg(long, value_name = "IP")]
+    advertise: Vec<IpAddr>,
     /// Ports for receiving guests [config: migration.ports].
     #[arg(long, value_name = "FIRST-LAST", value_parser = units::port_range)]
     migration_ports: Option<(u16, u16)>,
@@ -58,6 +62,9 @@ impl ServeArgs {
         config.api.listen = self.listen.or(config.api.listen);
         config.api.token_file = token_file.or(config.api.token_file);
         config.migration.ip = self.migration_ip.or(config.migration.ip);
+        if !self.advertise.is_empty() {
+            config.migration.advertise = self.advertise;
+        }
         config.migration.ports = self.migration_ports.unwrap_or(config.migration.ports);
         config.migration.allow_plain_tcp |= self.allow_plain_tcp;
         config.testing.simulate_cpu = self.simulate_cpu.or(config.testing.simulate_cpu);

@@ -34,11 +34,16 @@ pub fn bit_rate(text: &str) -> Result<u64, String> {
 
 /// A time above 0: `50ms`, `1s`, `2m 30s`.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        Ok(_) => Err(format!("{text:?} is no time at all")),
-        Err(e) => Err(format!("{text:?} is no duration ({e}); write e.g. 50ms, 1s or 2m")),
+    match duration_or_none(text)? {
+        duration if !duration.is_zero() => Ok(duration),
+        _ => Err(format!("{text:?} is no time at all")),
     }
+}
+
+/// As [`duration`], or `0s`.
+pub fn duration_or_none(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|e| format!("{text:?} is no duration ({e}); write e.g. 50ms, 1s or 2m"))
 }
 
 /// Two ports: `49152-49215`.

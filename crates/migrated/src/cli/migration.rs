@@ -132,6 +132,7 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
             record.ram.pages_zero
         )),
     );
+    rows.extend(postcopy::losses(&record.reconnects));
     rows.extend(postcopy::rows(record));
     rows.extend(predicted::rows(record));
     let mut row =

@@ -1,6 +1,6 @@
 //! What happened to pages that followed a guest, for people.
 
-use migrated_api::{LatencyHistogram, MigrationRecord, Postcopy, RecordRole};
+use migrated_api::{LatencyHistogram, MigrationRecord, Postcopy, RecordRole, Recovery};
 
 use crate::units::show_us;
 
@@ -14,16 +14,22 @@ pub fn rows(record: &MigrationRecord) -> Vec<Vec<String>> {
     row("faults", Some(faults(followed, record.role)));
     row("fault latency", latency(&followed.fault_latency));
     row("last page", followed.last_page_ms.map(|ms| format!("{} after the switch", show_us(ms * 1e3))));
-    for recovery in &followed.recoveries {
+    rows.extend(losses(&followed.recoveries));
+    rows
+}
+
+/// Rows of a report for links that were lost.
+pub fn losses(recoveries: &[Recovery]) -> impl Iterator<Item = Vec<String>> {
+    recoveries.iter().map(|recovery| {
         let end = match recovery.recovered_ms {
             Some(ms) => {
                 format!("until {}, then {} pages were missing", show_us(ms * 1e3), recovery.missing_pages)
             }
             None => "and is still".to_owned(),
         };
-        row("link lost", Some(format!("at {}, {end}: {}", show_us(recovery.lost_ms * 1e3), recovery.reason)));
-    }
-    rows
+        let what = format!("at {}, {end}: {}", show_us(recovery.lost_ms * 1e3), recovery.reason);
+        vec!["link lost".to_owned(), what]
+    })
 }
 
 fn pages(followed: &Postcopy, role: RecordRole) -> String {
@@ -77,7 +83,7 @@ mod tests {
         let mut followed =
             Postcopy { missing_pages: 9, pages_push: 7, pages_fault: 2, ..Postcopy::default() };
         followed.last_page_ms = Some(12.0);
-        followed.recoveries.push(migrated_api::Recovery { reason: "cut".into(), ..Default::default() });
+        followed.recoveries.push(Recovery { reason: "cut".into(), ..Default::default() });
         let text = |role, followed: &Postcopy| {
             let record =
                 MigrationRecord { role, postcopy: Some(followed.clone()), ..MigrationRecord::default() };

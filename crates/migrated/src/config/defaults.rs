@@ -42,6 +42,7 @@ impl Default for MigrationConfig {
     fn default() -> Self {
         Self {
             ip: None,
+            advertise: Vec::new(),
             // IANA's dynamic range starts here; 64 guests may come in at once.
             ports: (49152, 49215),
             allow_plain_tcp: false,
@@ -61,6 +62,7 @@ impl Default for MigrationDefaults {
             on_timeout: OnTimeout::Cancel,
             max_iterations: 30,
             allow_postcopy: true,
+            reconnect_window_ms: migrated_engine::RECONNECT_WINDOW.as_millis() as u64,
             bandwidth_bps: None,
             channels: None,
             verify: Verify::Off,

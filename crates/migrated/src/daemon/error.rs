@@ -85,7 +85,7 @@ pub enum DaemonError {
     },
     /// No link is missing, or not one that this end could make.
     #[error(
-        "migration {id} is {state}: only one that is postcopy_paused can be recovered, and only at its source; \
+        "migration {id} is {state}: only one that is precopy_paused or postcopy_paused can be recovered, and only at its source; \
          it also reconnects by itself"
     )]
     NotRecoverable {

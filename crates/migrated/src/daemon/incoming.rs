@@ -121,6 +121,7 @@ impl Daemon {
             transport: request.transport,
             tls: admitted.tls,
             ip: self.config.migration_ip(),
+            advertise: self.config.migration.advertise.clone(),
             ports: self.config.migration_ports(),
             mode: request.mode,
             verify: request.verify,

@@ -8,6 +8,7 @@ use migrated_api::{
     StartMigration, TransportKind, Verify, Versions,
 };
 use migrated_control::{GuestDescription, Limits, MigratePlan, Request, StartedAt, TlsFiles};
+use migrated_engine::MAX_RECONNECT_WINDOW;
 use migrated_wire::{MigrationId, PROTOCOL, Token};
 
 use super::migration::Migration;
@@ -279,6 +280,12 @@ pub(super) fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> 
         request.channels.is_some_and(|n| !(1..=MAX_CHANNELS).contains(&n)),
         format!("channels is {}; it must be 1 to {MAX_CHANNELS}", request.channels.unwrap_or_default()),
     );
+    let reconnect_window_ms = request.reconnect_window_ms.unwrap_or(defaults.reconnect_window_ms);
+    let longest = MAX_RECONNECT_WINDOW.as_millis() as u64;
+    fault(
+        reconnect_window_ms > longest,
+        format!("reconnect_window_ms is {reconnect_window_ms}; it must be {longest} at most"),
+    );
     let before = request.verify.unwrap_or(defaults.verify) == Verify::Before;
     fault(
         before && matches!(request.mode, Mode::Postcopy | Mode::Hybrid),
@@ -296,5 +303,6 @@ pub(super) fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> 
         on_timeout: request.on_timeout.unwrap_or(defaults.on_timeout),
         max_iterations,
         allow_postcopy: request.allow_postcopy.unwrap_or(defaults.allow_postcopy),
+        reconnect_window_ms,
     })
 }

@@ -77,13 +77,14 @@ impl Daemon {
         }
     }
 
-    /// Tries at once to reach the destination of a guest whose pages follow it, `via` another address if given.
+    /// Tries at once to reach the destination over a link that was lost, `via` another address first if given.
     pub async fn recover(&self, migration: &Migration, via: Option<&str>) -> Result<(), DaemonError> {
         let via = via.map(str::parse::<OtherAddress>).transpose().map_err(|detail| {
             DaemonError::Invalid(vec![Reason { code: "invalid_address".into(), detail }])
         })?;
         let (id, state) = (migration.id.to_string(), migration.state());
-        if migration.role() != RecordRole::Source || state != MigrationState::PostcopyPaused {
+        let is_paused = matches!(state, MigrationState::PrecopyPaused | MigrationState::PostcopyPaused);
+        if migration.role() != RecordRole::Source || !is_paused {
             return Err(DaemonError::NotRecoverable { id, state });
         }
         let Some(vm) = self.vms.lock().get(&migration.vm()).cloned() else {

@@ -8,6 +8,7 @@ use migrated_api::{MigrationState, RecordRole};
 use migrated_control::{
     ClientError, ControlClient, EpochState, Event, PendingResolution, Request, Response, VmState, read_epoch,
 };
+use migrated_engine::FailureCode;
 use tokio::sync::mpsc;
 
 use super::death::Death;
@@ -115,11 +116,14 @@ impl Daemon {
         let message = "the daemon ended before it had handed the migration to the VM process; start it again";
         self.end(migration, MigrationState::Failed, "daemon_restarted", message);
         let told = match migration.role() {
-            RecordRole::Source => self.give_up_at_peer(migration).await,
+            RecordRole::Source => {
+                self.release_peer(migration).await;
+                Ok(())
+            }
             RecordRole::Destination => client.perform(Request::Shutdown).await.map_err(|e| e.to_string()),
         };
         if let Err(reason) = told {
-            tracing::info!(migration = %migration.id, reason, "the destination was not told; it gives up by itself");
+            tracing::info!(migration = %migration.id, reason, "the VM process was not told; it gives up by itself");
         }
     }
 
@@ -139,7 +143,7 @@ impl Daemon {
         }
     }
 
-    fn on_record(&self, vm: &Vm, record: migrated_api::MigrationRecord) {
+    fn on_record(self: &Arc<Self>, vm: &Vm, record: migrated_api::MigrationRecord) {
         let Ok(migration) = self.migration(&record.id) else {
             tracing::warn!(vm = vm.id, migration = record.id, "record of a migration that is not known here");
             return;
@@ -155,9 +159,22 @@ impl Daemon {
             {
                 vm.set_state(VmState::Running, None);
             }
+            (RecordRole::Source, Some(MigrationState::Failed | MigrationState::Cancelled))
+                if !migration.state().is_final() && lost_sight(&record) =>
+            {
+                let (daemon, migration) = (Arc::clone(self), Arc::clone(&migration));
+                tokio::spawn(async move { daemon.release_peer(&migration).await });
+            }
             _ => {}
         }
         self.update(&migration, record);
+    }
+
+    /// Lets a destination go that may still wait for a source which has given up.
+    async fn release_peer(&self, migration: &Migration) {
+        if let Err(reason) = self.give_up_at_peer(migration).await {
+            tracing::info!(migration = %migration.id, reason, "the destination was not told; it gives up by itself");
+        }
     }
 
     /// A VM process is gone: what it was decides what remains of it.
@@ -223,6 +240,7 @@ impl Daemon {
         let perhaps_committed = matches!(
             migration.state(),
             MigrationState::Precopy
+                | MigrationState::PrecopyPaused
                 | MigrationState::PostcopySetup
                 | MigrationState::StopAndCopy
                 | MigrationState::Switchover
@@ -245,4 +263,14 @@ impl Daemon {
             self.end(migration, MigrationState::Failed, &death.code, message);
         }
     }
+}
+
+/// Whether a source that has given up could not tell the destination.
+fn lost_sight(record: &migrated_api::MigrationRecord) -> bool {
+    use FailureCode as C;
+    record.error.as_ref().is_some_and(|error| {
+        let codes = [C::LinkLost, C::PeerDead, C::PeerUnreachable];
+        codes.iter().any(|code| code.as_str() == error.code)
+            || error.phase == Some(MigrationState::PrecopyPaused)
+    })
 }

@@ -1,5 +1,6 @@
 //! The destination's end of a migration.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,11 @@ struct Prepared {
 pub fn start(process: &Arc<Process>, plan: IncomingPlan) {
     match prepare(process, &plan) {
         Ok(prepared) => {
-            let addr = prepared.listener.local_addr();
+            let listens_at = prepared.listener.local_addr();
+            let endpoints = match plan.advertise.as_slice() {
+                [] => vec![listens_at],
+                told => told.iter().map(|ip| SocketAddr::new(*ip, listens_at.port())).collect(),
+            };
             let active = Active::destination(plan.migration, plan.peer, plan.epoch, prepared.remote.clone());
             *process.migration.lock() = Some(active);
             let vm = prepared.guest.vm().clone();
@@ -44,7 +49,7 @@ pub fn start(process: &Arc<Process>, plan: IncomingPlan) {
             let spawned =
                 std::thread::Builder::new().name("migration".into()).spawn(move || run(&receiver, prepared));
             match spawned {
-                Ok(_) => process.ready(&vm, vec![addr]),
+                Ok(_) => process.ready(&vm, endpoints),
                 Err(error) => process.cannot(ControlError::new(
                     ErrorKind::Internal,
                     "no_thread",

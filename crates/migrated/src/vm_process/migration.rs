@@ -97,7 +97,7 @@ impl Active {
         }
     }
 
-    /// Tries now to reach the destination of a guest whose pages follow it, by another way if one is given. Says
+    /// Tries now to reach the destination over a link that was lost, by another way if one is given. Says
     /// whether a link is missing; `None` at the destination, which waits for the source to come.
     pub fn recover(&self, via: Option<OtherAddress>) -> Option<bool> {
         let Remote::Source(remote, told) = &self.remote else { return None };

@@ -1,5 +1,6 @@
 //! The source's end of a migration.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,9 @@ fn default_channels() -> u16 {
 pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), ControlError> {
     process.refuse_if_arriving()?;
     let transport = incoming::transport(plan.transport, plan.tls.as_ref())?;
-    let Some(addr) = plan.endpoints.first().copied() else {
+    let endpoint = |addr: &SocketAddr| Endpoint { addr: *addr, server_name: plan.server_name.clone() };
+    let mut endpoints = plan.endpoints.iter().map(endpoint);
+    let Some(peer) = endpoints.next() else {
         let message = "the destination named no endpoint to connect to";
         return Err(ControlError::new(ErrorKind::InvalidInput, "no_endpoint", message));
     };
@@ -56,12 +59,12 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
         peer: plan.peer.clone(),
     };
     let pending = PendingResolution { migration: plan.migration, epoch: plan.epoch, peer: plan.peer.clone() };
-    let endpoint = Endpoint { addr, server_name: plan.server_name.clone() };
     let (events, asked) = (process.events.clone(), pending.clone());
     let (session, remote) = send(SourceRequest {
         migration: plan.migration,
         token: plan.token,
-        peer: endpoint.clone(),
+        peer: peer.clone(),
+        other_addresses: endpoints.collect(),
         config,
         record,
         clock: Clock::started_before(
@@ -69,7 +72,7 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
         ),
         seeker: Box::new(move || events.send(Event::NeedsResolution(asked.clone()))),
     });
-    *process.migration.lock() = Some(Active::source(pending, endpoint, remote.clone()));
+    *process.migration.lock() = Some(Active::source(pending, peer, remote.clone()));
     let process = Arc::clone(process);
     let spawned = std::thread::Builder::new()
         .name("migration".into())

@@ -34,7 +34,7 @@ pub fn await_followed(lab: &Lab, id: &str) {
     }
 }
 
-fn await_state(host: &Host, id: &str, state: MigrationState) {
+pub fn await_state(host: &Host, id: &str, state: MigrationState) {
     wait_until(state.name(), PATIENCE, || {
         let now =
             host.migrations().into_iter().find(|record| record.id == id).and_then(|record| record.state);

@@ -140,6 +140,8 @@ fn one_round(lab: &mut Lab, from_a: bool, plan: &Plan) -> Story {
     let request = json!({
         "to": to.name, "mode": "precopy", "verify": plan.verify, "bandwidth_bps": 200_000_000, "timeout_s": 0.7,
         "on_timeout": "stop", "max_downtime_ms": 5,
+        // Who was killed does not come back.
+        "reconnect_window_ms": 0,
     });
     let begun = from.migrate("g", &request);
     let reached = |state: &str| state == plan.after.name();

@@ -24,9 +24,18 @@ impl Lab {
         Self::with("", "")
     }
 
+    /// A lab whose host `b` tells sources these addresses.
+    pub fn advertising(addresses: &[&str]) -> Self {
+        Self::made("", "", addresses)
+    }
+
     /// A lab whose hosts have these further lines at the end of their configurations, in which `{root}` is
     /// the directory with the secrets.
     pub fn with(more_of_a: &str, more_of_b: &str) -> Self {
+        Self::made(more_of_a, more_of_b, &[])
+    }
+
+    fn made(more_of_a: &str, more_of_b: &str, advertised_by_b: &[&str]) -> Self {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let name = |host: &str| format!("mgd-{}-{number}{host}", std::process::id());
@@ -34,17 +43,19 @@ impl Lab {
         make_secrets(root.path());
         let (a, b) = (Netns::new(name("a")), Netns::new(name("b")));
         a.join(ADDRESSES[0], &b, ADDRESSES[1]);
-        let start = |name, netns, address: &str, peer, peer_address, more| {
+        let start = |name, netns, address: &str, peer, peer_address, more, advertise: &[&str]| {
             let dir = root.path().join(name);
             std::fs::create_dir(&dir).unwrap();
             let more: &str = more;
             let more = more.replace("{root}", root.path().to_str().unwrap());
+            let told = format!("[migration]\nadvertise = {advertise:?}");
             let config = config(root.path(), name, address, peer, peer_address) + &more;
+            let config = config.replacen("[migration]", &told, 1);
             std::fs::write(dir.join("host.toml"), config).unwrap();
             Host::new(name, netns, dir, format!("{address}:{API_PORT}").parse().unwrap())
         };
-        let a = start("a", a, ADDRESSES[0], "b", ADDRESSES[1], more_of_a);
-        let b = start("b", b, ADDRESSES[1], "a", ADDRESSES[0], more_of_b);
+        let a = start("a", a, ADDRESSES[0], "b", ADDRESSES[1], more_of_a, &[]);
+        let b = start("b", b, ADDRESSES[1], "a", ADDRESSES[0], more_of_b, advertised_by_b);
         Self { a, b, root }
     }
 

@@ -1,4 +1,5 @@
-//! The link between the hosts is cut in the middle, or the other end falls silent.
+//! The link between the hosts is cut in the middle, or the other end falls silent, and nobody waits for it to come
+//! back.
 
 use migrated_api::{MigrationRecord, MigrationState};
 use migrated_testkit::{require, wait_until};
@@ -22,7 +23,7 @@ const GUEST: Workload<'_> = Workload {
 fn begin(from: &Host, to: &Host) -> MigrationRecord {
     let request = json!({
         "to": to.name, "mode": "precopy", "bandwidth_bps": 160_000_000, "timeout_s": 1.5, "on_timeout": "stop",
-        "max_downtime_ms": 5,
+        "max_downtime_ms": 5, "reconnect_window_ms": 0,
     });
     from.migrate("g", &request)
 }

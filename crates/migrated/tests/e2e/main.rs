@@ -20,4 +20,5 @@ mod links;
 mod moves;
 mod plan;
 mod postcopy;
+mod reconnects;
 mod refused;

@@ -32,6 +32,16 @@ impl Netns {
         }
     }
 
+    /// Gives this end of the link one more address.
+    pub fn add_address(&self, address: &str) {
+        ip(&["-n", &self.0, "addr", "add", &format!("{address}/24"), "dev", LINK]);
+    }
+
+    /// Takes an address of this end of the link away.
+    pub fn remove_address(&self, address: &str) {
+        ip(&["-n", &self.0, "addr", "del", &format!("{address}/24"), "dev", LINK]);
+    }
+
     /// Takes this end of the link down, or up again.
     pub fn set_link(&self, up: bool) {
         ip(&["-n", &self.0, "link", "set", LINK, if up { "up" } else { "down" }]);
