@@ -123,8 +123,10 @@ fn a_destination_that_falls_silent_is_dead_and_stays_so() {
         witness.look(&lab.b);
         lab.b.vm_processes().is_empty()
     });
-    let theirs = lab.b.await_end(&begun.id);
-    assert_eq!(theirs.state, Some(MigrationState::Failed), "{theirs:#?}");
+    // It finds out, or the source's daemon tells it.
+    let theirs = lab.b.await_end(&begun.id).state;
+    let gave_up = matches!(theirs, Some(MigrationState::Failed | MigrationState::Cancelled));
+    assert!(gave_up, "{theirs:?}");
     assert!(!witness.saw_it_run());
     let before = assert_healthy(&lab.a, "g").heartbeat;
     wait_until("the guest goes on", PATIENCE, || assert_healthy(&lab.a, "g").heartbeat > before);

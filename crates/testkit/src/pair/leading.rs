@@ -82,10 +82,10 @@ impl Pair {
     ) -> Result<(), String> {
         let broken = generation != self.generation || !self.link.is_up();
         if broken && self.rng.below(2) == 0 {
-            self.break_off(pages)?;
-        } else {
-            self.place_before(channel, pages)?;
+            // Nobody looks at what came behind it.
+            return self.break_off(pages);
         }
+        self.place_before(channel, pages)?;
         if generation != self.generation {
             return Ok(());
         }

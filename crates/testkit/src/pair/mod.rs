@@ -279,7 +279,9 @@ impl Pair {
         self.guest_writes_now();
         let over = self.source.outcome().is_some();
         if !over {
-            let pause = Duration::from_micros(200 + self.rng.below(800));
+            // Without a link nothing else happens, for up to seconds.
+            let least = if self.link.is_up() { 200 } else { 10_000 };
+            let pause = Duration::from_micros(least + self.rng.below(800));
             self.link.after(pause, Happening::GuestWrites);
         }
     }

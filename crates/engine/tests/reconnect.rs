@@ -1,0 +1,518 @@
+//! A link that is lost while the guest runs at the source: what has arrived is kept, what was on its way is sent
+//! again, and neither end believes the other more than it must.
+
+use std::time::Duration;
+
+use migrated_engine::destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
+use migrated_engine::source::{Next, Source, SourceAction, SourceConfig, SourceEvent};
+use migrated_engine::{
+    Limits, MAX_RECONNECT_WINDOW, MigrationRecord, MigrationState, Mode, OnTimeout, RECONNECT_GRACE,
+    policy_for,
+};
+use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
+use migrated_testkit::pair::{Ending, Fault, Pair, Scenario};
+use migrated_wire::{
+    FrameHead, FrameKind, GuestIdentity, PageSetPiece, PostcopyUse, ToDestination, ToSource, VerifyWhen,
+};
+use proptest::prelude::*;
+
+const EPOCH: u64 = 1;
+const NOW: Duration = Duration::ZERO;
+const PAGES: u64 = 1000;
+
+fn run(first: u64, count: u64) -> PageRun {
+    PageRun { block: BlockId(0), first, count }
+}
+
+fn identity() -> GuestIdentity {
+    let layout = RamLayout::new(vec![RamBlock { name: "ram0".into(), guest_base: 0, pages: PAGES }]).unwrap();
+    GuestIdentity { layout, sections: Vec::new(), cpu: Vec::new().into() }
+}
+
+fn set(runs: &[PageRun]) -> PageSet {
+    let mut set = PageSet::empty(&identity().layout);
+    runs.iter().for_each(|run| _ = set.insert(*run));
+    set
+}
+
+fn pieces(runs: &[PageRun]) -> Vec<ToSource> {
+    PageSetPiece::cut(&set(runs), &identity().layout).into_iter().map(ToSource::Received).collect()
+}
+
+mod source {
+    use super::*;
+
+    fn say(source: &mut Source, message: ToSource) {
+        source.handle(NOW, SourceEvent::Message(message));
+    }
+
+    fn actions(source: &mut Source) -> Vec<SourceAction> {
+        std::iter::from_fn(|| source.poll_action()).collect()
+    }
+
+    /// A source in its first iteration, with nothing sent.
+    fn sending(limits: Limits) -> Source {
+        let config = SourceConfig {
+            identity: identity(),
+            epoch: EPOCH,
+            mode: Mode::Precopy,
+            channels: 1,
+            verify: VerifyWhen::Off,
+            limits,
+            guest_clock: None,
+            peer: "b".into(),
+        };
+        let mut source = Source::new(config, MigrationRecord::default(), policy_for(Mode::Precopy), NOW);
+        source.handle(NOW, SourceEvent::Connected);
+        say(&mut source, ToSource::PreflightOk { rehearsal_us: 0, no_postcopy: None });
+        source.handle(NOW, SourceEvent::TrackingStarted);
+        assert_eq!(source.state(), MigrationState::Precopy);
+        actions(&mut source);
+        source
+    }
+
+    /// Takes one batch, which nobody may ever receive.
+    fn take(source: &mut Source) -> Vec<PageRun> {
+        let mut runs = Vec::new();
+        assert!(matches!(source.next_batch(NOW, 0, &mut runs), Next::Pages { .. }));
+        runs
+    }
+
+    fn lose(source: &mut Source) {
+        source.handle(NOW, SourceEvent::LinkLost("cut".into()));
+        assert_eq!(source.state(), MigrationState::PrecopyPaused);
+        assert_eq!(source.next_batch(NOW, 0, &mut Vec::new()), Next::Ended);
+        let at = source.deadline().unwrap();
+        source.handle(at, SourceEvent::Tick);
+        let actions = actions(source);
+        assert!(actions.ends_with(&[SourceAction::HangUp, SourceAction::Reconnect]), "{actions:?}");
+        assert!(!actions.contains(&SourceAction::StopTracking), "{actions:?}");
+    }
+
+    /// Everything that is left, in the iteration that it is sent in.
+    fn rest(source: &mut Source) -> (u32, PageSet) {
+        let (mut all, mut runs) = (set(&[]), Vec::new());
+        loop {
+            runs.clear();
+            match source.next_batch(NOW, 0, &mut runs) {
+                Next::Pages { .. } => runs.iter().for_each(|run| assert_eq!(all.insert(*run), run.count)),
+                Next::Marker { iteration, pages } => {
+                    assert_eq!(pages, all.len());
+                    return (iteration, all);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_sent_again_and_nothing_else() {
+        let mut source = sending(Limits::default());
+        assert_eq!((take(&mut source), take(&mut source)), (vec![run(0, 256)], vec![run(256, 256)]));
+        lose(&mut source);
+        source.handle(NOW, SourceEvent::Connected);
+        assert_eq!(
+            actions(&mut source),
+            [SourceAction::Send(ToDestination::Recover { epoch: EPOCH, iteration: 2 })]
+        );
+        assert_eq!(source.next_batch(NOW, 0, &mut Vec::new()), Next::Wait, "the answer comes first");
+        // A loss before the answer is the same loss.
+        lose(&mut source);
+        source.handle(NOW, SourceEvent::Connected);
+        pieces(&[run(0, 256), run(300, 10)]).into_iter().for_each(|piece| say(&mut source, piece));
+        say(&mut source, ToSource::ReceivedSent { pages: 266 });
+        assert_eq!(source.state(), MigrationState::Precopy);
+        assert_eq!(rest(&mut source), (2, set(&[run(256, 44), run(310, PAGES - 310)])));
+        let record = source.record(NOW);
+        assert_eq!((record.reconnects.len(), record.error), (1, None));
+        assert_eq!(record.reconnects[0].missing_pages, PAGES - 266);
+        // An iteration of which everything arrived but the end has nothing left.
+        lose(&mut source);
+        source.handle(NOW, SourceEvent::Connected);
+        pieces(&[run(256, 44), run(310, PAGES - 310)]).into_iter().for_each(|p| say(&mut source, p));
+        say(&mut source, ToSource::ReceivedSent { pages: PAGES - 266 });
+        assert_eq!(rest(&mut source), (3, set(&[])));
+        say(&mut source, ToSource::IterationDone { iteration: 3, pages: 0 });
+        assert!(actions(&mut source).contains(&SourceAction::Harvest));
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_true_ends_it_and_the_guest_runs_on() {
+        let whole = |pages| ToSource::ReceivedSent { pages };
+        for answer in [
+            [pieces(&[run(0, 10)]), vec![whole(11)]].concat(),
+            [pieces(&[run(0, 10)]), pieces(&[run(9, 2)]), vec![whole(11)]].concat(),
+            // It was never sent.
+            [pieces(&[run(255, 2)]), vec![whole(2)]].concat(),
+            vec![ToSource::IterationDone { iteration: 1, pages: 0 }],
+        ] {
+            let mut source = sending(Limits::default());
+            take(&mut source);
+            lose(&mut source);
+            source.handle(NOW, SourceEvent::Connected);
+            answer.into_iter().for_each(|message| say(&mut source, message));
+            assert_eq!(source.state(), MigrationState::Failed);
+            assert_eq!(source.record(NOW).error.unwrap().code, "protocol");
+            let actions = actions(&mut source);
+            assert!(actions.contains(&SourceAction::StopTracking), "{actions:?}");
+            assert!(!actions.contains(&SourceAction::Pause), "{actions:?}");
+        }
+    }
+
+    #[test]
+    fn the_window_ends_it_and_no_window_at_once() {
+        let mut source = sending(Limits { reconnect_window: Duration::ZERO, ..Limits::default() });
+        source.handle(NOW, SourceEvent::LinkLost("cut".into()));
+        assert_eq!(source.state(), MigrationState::Failed);
+
+        let window = Duration::from_secs(7);
+        let mut source = sending(Limits { reconnect_window: window, ..Limits::default() });
+        lose(&mut source);
+        let (mut attempts, mut now) = (0, NOW);
+        while source.outcome().is_none() {
+            source.handle(now, SourceEvent::ConnectFailed("no route".into()));
+            now = source.deadline().unwrap();
+            assert!(now <= window);
+            source.handle(now, SourceEvent::Tick);
+            attempts += usize::from(actions(&mut source).contains(&SourceAction::Reconnect));
+        }
+        assert!(attempts > 1, "{attempts}");
+        assert_eq!(source.state(), MigrationState::Failed);
+        let error = source.record(window).error.unwrap();
+        assert_eq!(error.code, "link_lost");
+        assert!(error.message.contains("no route"), "{error:?}");
+    }
+
+    #[test]
+    fn what_ends_a_migration_ends_it_without_a_link_too() {
+        let failed = ToSource::Failed { reason: "out of memory".into() };
+        for (event, code) in [
+            (SourceEvent::Cancel, "cancelled"),
+            (SourceEvent::GuestFailed("it".into()), "guest_failed"),
+            // Its last words come behind the news that a page channel broke.
+            (SourceEvent::Message(failed), "destination_failed"),
+        ] {
+            let mut source = sending(Limits::default());
+            source.handle(NOW, SourceEvent::LinkLost("cut".into()));
+            assert!(source.cancellable());
+            source.handle(NOW, event);
+            assert_eq!(source.record(NOW).error.unwrap().code, code);
+            assert!(actions(&mut source).contains(&SourceAction::StopTracking));
+        }
+    }
+}
+
+mod destination {
+    use super::*;
+
+    fn say(destination: &mut Destination, message: ToDestination) {
+        destination.handle(NOW, DestinationEvent::Message(message));
+    }
+
+    fn actions(destination: &mut Destination) -> Vec<DestinationAction> {
+        std::iter::from_fn(|| destination.poll_action()).collect()
+    }
+
+    fn preflight(reconnect_window_ms: u64) -> ToDestination {
+        ToDestination::Preflight {
+            identity: identity(),
+            epoch: EPOCH,
+            channels: 1,
+            verify: VerifyWhen::Off,
+            postcopy: PostcopyUse::Never,
+            guest_clock: None,
+            reconnect_window_ms,
+        }
+    }
+
+    fn receiving(window_ms: u64) -> Destination {
+        let config = DestinationConfig {
+            identity: identity(),
+            epoch: EPOCH,
+            rehearsal: NOW,
+            postcopy: Ok(()),
+            patience: Duration::from_secs(1),
+            peer: "a".into(),
+        };
+        let mut destination = Destination::new(config, MigrationRecord::default(), NOW);
+        destination.handle(NOW, DestinationEvent::Connected);
+        say(&mut destination, preflight(window_ms));
+        assert_eq!(destination.state(), MigrationState::Receiving);
+        actions(&mut destination);
+        destination
+    }
+
+    fn place(destination: &mut Destination, run: PageRun) {
+        destination.begin_placing();
+        assert!(!destination.placed(NOW, 0, [run]));
+    }
+
+    /// Loses the link, and gets a new one.
+    fn relink(destination: &mut Destination) {
+        destination.handle(NOW, DestinationEvent::PagesLost("cut".into()));
+        assert_eq!(destination.state(), MigrationState::PrecopyPaused);
+        assert_eq!(actions(destination), [DestinationAction::HangUp]);
+        destination.handle(NOW, DestinationEvent::LinkLost("so is this one".into()));
+        destination.handle(NOW, DestinationEvent::Reconnected);
+        assert_eq!(actions(destination), [], "the new channels stay");
+    }
+
+    fn recover(epoch: u64, iteration: u32) -> ToDestination {
+        ToDestination::Recover { epoch, iteration }
+    }
+
+    fn told(runs: &[PageRun]) -> Vec<DestinationAction> {
+        let pages = runs.iter().map(|run| run.count).sum();
+        let whole = [ToSource::ReceivedSent { pages }];
+        pieces(runs).into_iter().chain(whole).map(DestinationAction::Send).collect()
+    }
+
+    fn assert_failed(destination: &mut Destination, code: &str) {
+        assert_eq!(destination.state(), MigrationState::Failed);
+        assert_eq!(destination.record(NOW).error.unwrap().code, code);
+        assert!(actions(destination).contains(&DestinationAction::Destroy));
+    }
+
+    #[test]
+    fn what_came_of_the_interrupted_iteration_is_told_and_no_more() {
+        let mut destination = receiving(1000);
+        place(&mut destination, run(0, PAGES));
+        destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: PAGES });
+        actions(&mut destination);
+        // The source was in the second iteration, of which nothing came: all that is here may be stale.
+        relink(&mut destination);
+        say(&mut destination, recover(EPOCH, 3));
+        assert_eq!(actions(&mut destination), told(&[]));
+        assert_eq!(destination.state(), MigrationState::Receiving);
+        place(&mut destination, run(5, 3));
+        relink(&mut destination);
+        say(&mut destination, recover(EPOCH, 4));
+        assert_eq!(actions(&mut destination), told(&[run(5, 3)]));
+    }
+
+    #[test]
+    fn an_answer_that_was_lost_is_given_again() {
+        let mut destination = receiving(1000);
+        place(&mut destination, run(5, 3));
+        for _ in 0..2 {
+            relink(&mut destination);
+            say(&mut destination, recover(EPOCH, 2));
+            assert_eq!(actions(&mut destination), told(&[run(5, 3)]));
+        }
+        place(&mut destination, run(8, 1));
+        relink(&mut destination);
+        say(&mut destination, recover(EPOCH, 3));
+        assert_eq!(actions(&mut destination), told(&[run(8, 1)]));
+    }
+
+    #[test]
+    fn nothing_is_told_while_frames_of_the_old_link_are_placed() {
+        let mut destination = receiving(1000);
+        destination.begin_placing();
+        destination.begin_placing();
+        relink(&mut destination);
+        let head = FrameHead { kind: FrameKind::Pages, iteration: 1, runs: 1, pages: 0 };
+        assert!(destination.admit(0, &head).is_err(), "the source has yet to ask");
+        say(&mut destination, recover(EPOCH, 2));
+        assert_eq!(actions(&mut destination), []);
+        assert!(!destination.placed(NOW, 0, [run(0, 4)]));
+        assert!(destination.broke_off(NOW, [run(4, 4)]));
+        assert_eq!(actions(&mut destination), told(&[run(0, 4)]));
+        assert!(destination.has(BlockId(0), 3) && !destination.has(BlockId(0), 4));
+    }
+
+    #[test]
+    fn a_page_that_came_in_part_is_not_there_any_more() {
+        let mut destination = receiving(1000);
+        place(&mut destination, run(0, PAGES));
+        destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 1, pages: PAGES });
+        actions(&mut destination);
+        destination.begin_placing();
+        assert!(destination.has(BlockId(0), 7));
+        let _ = destination.broke_off(NOW, [run(7, 1)]);
+        assert!(!destination.has(BlockId(0), 7) && destination.has(BlockId(0), 8));
+        // A source that does not send it again has not sent everything.
+        relink(&mut destination);
+        say(&mut destination, recover(EPOCH, 3));
+        destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 3, pages: 0 });
+        actions(&mut destination);
+        say(&mut destination, ToDestination::Finish { iteration: 3, sections: 0 });
+        assert_failed(&mut destination, "protocol");
+    }
+
+    #[test]
+    fn a_source_that_asks_what_it_may_not_is_not_waited_for() {
+        for (epoch, iteration) in [(EPOCH + 1, 2), (EPOCH, 0), (EPOCH, 1), (EPOCH, 3), (EPOCH, u32::MAX)] {
+            let mut destination = receiving(1000);
+            relink(&mut destination);
+            say(&mut destination, recover(epoch, iteration));
+            assert_failed(&mut destination, "protocol");
+        }
+        let mut asked_on_a_whole_link = receiving(1000);
+        say(&mut asked_on_a_whole_link, recover(EPOCH, 2));
+        assert_failed(&mut asked_on_a_whole_link, "protocol");
+        let mut asks_twice = receiving(1000);
+        asks_twice.begin_placing();
+        relink(&mut asks_twice);
+        say(&mut asks_twice, recover(EPOCH, 2));
+        say(&mut asks_twice, recover(EPOCH, 2));
+        assert_failed(&mut asks_twice, "protocol");
+    }
+
+    #[test]
+    fn a_source_that_never_heard_that_its_guest_fits_asks_again() {
+        let mut destination = receiving(1000);
+        relink(&mut destination);
+        say(&mut destination, preflight(2000));
+        let ok = ToSource::PreflightOk { rehearsal_us: 0, no_postcopy: None };
+        assert_eq!(actions(&mut destination), [DestinationAction::Send(ok)]);
+        assert_eq!(destination.state(), MigrationState::Receiving);
+        place(&mut destination, run(0, 1));
+        relink(&mut destination);
+        say(&mut destination, preflight(1000));
+        assert_failed(&mut destination, "protocol");
+    }
+
+    #[test]
+    fn a_destination_waits_as_long_as_it_was_told_and_no_longer_than_it_sees_fit() {
+        for (window_ms, longest) in [(7000, Duration::from_secs(7)), (u64::MAX, MAX_RECONNECT_WINDOW)] {
+            let mut destination = receiving(window_ms);
+            relink(&mut destination);
+            // A source that opens channels and says nothing gains no time.
+            destination.handle(NOW, DestinationEvent::LinkLost("again".into()));
+            let until = destination.deadline().unwrap();
+            assert_eq!(until, longest + RECONNECT_GRACE);
+            destination.handle(until, DestinationEvent::Tick);
+            assert_failed(&mut destination, "link_lost");
+        }
+        let mut impatient = receiving(0);
+        impatient.handle(NOW, DestinationEvent::LinkLost("cut".into()));
+        assert_failed(&mut impatient, "link_lost");
+    }
+
+    #[test]
+    fn a_source_whose_guest_may_be_paused_is_not_waited_for() {
+        for message in [
+            ToDestination::Finish { iteration: 1, sections: 0 },
+            ToDestination::State(migrated_wire::Section {
+                name: migrated_wire::SectionName { kind: "cpu".into(), instance: 0, version: 1 },
+                data: Vec::new().into(),
+            }),
+        ] {
+            for event in [DestinationEvent::LinkLost("cut".into()), DestinationEvent::Reconnected] {
+                let mut destination = receiving(1000);
+                say(&mut destination, message.clone());
+                destination.handle(NOW, event);
+                assert_failed(&mut destination, "link_lost");
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_asks_for_the_commit_while_the_link_is_lost_gets_the_guest() {
+        let mut destination = receiving(1000);
+        destination.handle(NOW, DestinationEvent::LinkLost("cut".into()));
+        destination.handle(NOW, DestinationEvent::Resolve { epoch: EPOCH });
+        let answer = DestinationAction::Answer(Some(migrated_wire::CommitOutcome::NeverRan));
+        assert_eq!(destination.state(), MigrationState::Failed);
+        let actions = actions(&mut destination);
+        let at = |what: &DestinationAction| actions.iter().position(|action| action == what);
+        assert!(at(&DestinationAction::Destroy) < at(&answer) && at(&answer).is_some(), "{actions:?}");
+    }
+}
+
+/// Cases in one run.
+const CASES: u32 = 6_000;
+
+/// Pages go before the guest, slowly enough that a link can be cut several times meanwhile.
+fn leading() -> impl Strategy<Value = Scenario> {
+    let fault = prop_oneof![
+        8 => (1u64..40).prop_map(Fault::CutAtPages),
+        1 => (1u64..200).prop_map(Fault::CutAtMessage),
+        1 => (1_000u64..200_000).prop_map(|us| Fault::CutAt(Duration::from_micros(us))),
+    ];
+    let faults = prop::collection::vec(fault, 1..6);
+    let verify = prop_oneof![Just(VerifyWhen::Off), Just(VerifyWhen::Before), Just(VerifyWhen::After)];
+    let mode = prop_oneof![3 => Just(Mode::Precopy), 1 => Just(Mode::Auto)];
+    let guest = (any::<u64>(), 200u64..3000, 1u16..5, 0u64..4, 100_000_000u64..2_000_000_000);
+    (guest, mode, verify, faults).prop_map(
+        |((seed, pages, channels, writes_per_tick, bandwidth), mode, verify, faults)| Scenario {
+            seed,
+            mode,
+            reconnects: true,
+            pages,
+            channels,
+            writes_per_tick,
+            verify,
+            limits: Limits {
+                bandwidth_bps: Some(bandwidth),
+                timeout: Duration::from_secs(600),
+                on_timeout: OnTimeout::Stop,
+                max_iterations: 100,
+                reconnect_window: MAX_RECONNECT_WINDOW,
+                ..Limits::default()
+            },
+            faults,
+        },
+    )
+}
+
+fn paused(ending: &Ending) -> bool {
+    ending.record.error.as_ref().and_then(|error| error.phase) == Some(MigrationState::StopAndCopy)
+        || ending.record.decisions.iter().any(|decision| decision.decision == "ask_destination")
+        || ending.record.error.as_ref().and_then(|error| error.phase) == Some(MigrationState::PostcopySetup)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The pair checks that the copy that starts is the copy that was paused.
+    #[test]
+    fn however_often_the_link_is_lost_before_the_pause_the_guest_arrives_whole(scenario in leading()) {
+        let ending = Pair::new(scenario.clone()).run().map_err(TestCaseError::fail)?;
+        let completed = ending.state == MigrationState::Completed;
+        prop_assert!(completed || paused(&ending), "{:?} {:#?} {:#?}", ending.record.error, ending.record.decisions, ending.destination);
+        prop_assert_eq!(ending.runs_at_destination, completed);
+        prop_assert_eq!(ending.source_guest.is_some_and(|guest| guest.is_running()), !completed);
+        if let Some(verified) = &ending.record.verified {
+            prop_assert_eq!((verified.mismatches, verified.pages), (0, scenario.pages));
+        }
+        let reconnects = &ending.record.reconnects;
+        prop_assert!(reconnects.iter().all(|one| one.recovered_ms >= Some(one.lost_ms)), "{:?}", reconnects);
+    }
+}
+
+#[test]
+fn a_lost_link_costs_what_was_on_its_way() {
+    let pages = 4000;
+    // A batch takes 8 ms at this rate, so that no more than two are on their way to a destination 3 ms away.
+    let limits = Limits { bandwidth_bps: Some(1_000_000_000), ..Limits::default() };
+    let migrate = |frame, seed| {
+        let faults = vec![Fault::CutAtPages(frame)];
+        let (mode, verify) = (Mode::Precopy, VerifyWhen::Before);
+        let (channels, writes_per_tick) = (2, 0);
+        let scenario = Scenario {
+            seed,
+            mode,
+            reconnects: true,
+            pages,
+            channels,
+            writes_per_tick,
+            verify,
+            limits,
+            faults,
+        };
+        let ending = Pair::new(scenario).run().unwrap();
+        let record = ending.record;
+        assert_eq!(ending.state, MigrationState::Completed, "{:?}", record.error);
+        let decided = |what: &str| record.decisions.iter().filter(|d| d.decision == what).count();
+        assert_eq!((decided("link_lost"), decided("reconnected")), (1, 1));
+        assert_eq!((record.reconnects.len(), ending.destination.reconnects.len()), (1, 1));
+        record.ram.pages_sent + record.ram.pages_zero - pages
+    };
+    for frame in 1..14 {
+        // A loss that is noticed late has had more sent into it.
+        let least = (0..10).map(|seed| migrate(frame, seed)).min();
+        assert!(least <= Some(4 * 256), "frame {frame}: {least:?} pages were sent again");
+    }
+}
