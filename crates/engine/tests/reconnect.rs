@@ -137,6 +137,20 @@ mod source {
     }
 
     #[test]
+    fn a_round_that_was_cut_short_loses_nothing_with_its_link() {
+        let timeout = Duration::from_secs(1);
+        let mut source = sending(Limits { timeout, on_timeout: OnTimeout::Stop, ..Limits::default() });
+        take(&mut source);
+        source.handle(timeout, SourceEvent::Tick);
+        assert_eq!(source.record(timeout).decisions.last().unwrap().decision, "cut_round_short");
+        lose(&mut source);
+        source.handle(NOW, SourceEvent::Connected);
+        pieces(&[run(0, 200)]).into_iter().for_each(|piece| say(&mut source, piece));
+        say(&mut source, ToSource::ReceivedSent { pages: 200 });
+        assert_eq!(rest(&mut source), (2, set(&[run(200, PAGES - 200)])));
+    }
+
+    #[test]
     fn an_answer_that_cannot_be_true_ends_it_and_the_guest_runs_on() {
         let whole = |pages| ToSource::ReceivedSent { pages };
         for answer in [

@@ -62,9 +62,9 @@ impl Pair {
         pages: Vec<(PageRun, Vec<u64>)>,
     ) -> Result<(), String> {
         self.destination.begin_placing();
-        let takes = match self.rng.below(16) {
-            0 => Duration::from_micros(self.rng.below(20_000)),
-            1 => Duration::from_micros(self.rng.below(500)),
+        let takes = match self.rng.below(32) {
+            0 => Duration::from_micros(self.rng.below(400_000)),
+            1 | 2 => Duration::from_micros(self.rng.below(500)),
             _ => return self.place_before(channel, &pages),
         };
         self.leading.waiting[usize::from(channel)] = Some(VecDeque::new());
