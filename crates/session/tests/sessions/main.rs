@@ -2,6 +2,8 @@
 
 mod guest;
 mod postcopy;
+mod precopy;
+mod relay;
 mod rig;
 mod vcpus;
 
@@ -75,20 +77,23 @@ fn a_guest_moves_whole_whatever_is_compared_and_however_many_channels_there_are(
 fn wherever_the_control_channel_breaks_one_copy_runs() {
     let calm = migrate(&Case::default(), |_, _| {});
     check(&calm);
-    let mut endings = Vec::new();
+    let (mut endings, mut reconnected) = (Vec::new(), 0);
     for (direction, range) in SWEEP {
         for after in range.step_by(3) {
             let case = Case { cut: Some(Cut { direction, after }), pages: 40, ..Case::default() };
             let ending = migrate(&case, |_, _| {});
             check(&ending);
             let asked = ending.record.decisions.iter().any(|d| d.decision == "ask_destination");
-            endings.push((asked, matches!(ending.source, SourceEnd::Moved)));
+            let moved = matches!(ending.source, SourceEnd::Moved);
+            reconnected += usize::from(moved && !ending.record.reconnects.is_empty());
+            endings.push((asked, moved));
         }
     }
     // The sweep met each kind of end, so it went over the commit and its ack.
     for kind in [(false, false), (false, true), (true, true)] {
         assert!(endings.contains(&kind), "no ending of kind {kind:?}");
     }
+    assert!(reconnected > 0, "no cut in pre-copy");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Both ends of one migration on threads of this process.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -28,6 +28,7 @@ use migrated_wire::{
 use parking_lot::Mutex;
 
 use crate::guest::{EmptyGuest, Runners, RunningGuest, contents, section};
+use crate::relay::Relay;
 use crate::vcpus::{Vcpus, Writes};
 
 pub const EPOCH: u64 = 3;
@@ -59,6 +60,8 @@ pub struct Case {
     pub limits: Limits,
     /// Where the first control channel breaks. Questions about a commit get through.
     pub cut: Option<Cut>,
+    /// The first of the destination's addresses is one where nobody is.
+    pub dead_address: bool,
     pub restore_fails: bool,
     pub record_fails: bool,
     pub destination_epoch: u64,
@@ -78,6 +81,7 @@ impl Default for Case {
             verify: VerifyWhen::Before,
             limits: Limits::default(),
             cut: None,
+            dead_address: false,
             restore_fails: false,
             record_fails: false,
             destination_epoch: EPOCH,
@@ -192,12 +196,19 @@ pub struct Hold<'a> {
     pub source: &'a SourceRemote,
     pub destination: &'a DestinationRemote,
     network: &'a MemoryTransport,
+    relay: &'a Relay,
 }
 
 impl Hold<'_> {
     /// Breaks all channels; new ones can be opened.
     pub fn cut(&self) {
         self.network.break_all();
+        self.relay.cut();
+    }
+
+    /// Breaks all channels over TCP for good.
+    pub fn close(&self) {
+        self.relay.close();
     }
 }
 
@@ -224,7 +235,16 @@ pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
         Network::Tcp => Arc::new(TcpTransport::plain()),
     };
     let listener = transport.listen(IpAddr::V4(Ipv4Addr::LOCALHOST), 0..=0, MIGRATION).unwrap();
-    let peer = Endpoint { addr: listener.local_addr(), server_name: None };
+    let relay = Relay::default();
+    let addr = match case.network {
+        Network::Memory => listener.local_addr(),
+        Network::Tcp => relay.start(listener.local_addr()),
+    };
+    let peer = Endpoint { addr, server_name: None };
+    let (peer, other_addresses) = match case.dead_address {
+        true => (Endpoint { addr: SocketAddr::from(([127, 0, 0, 1], 9)), ..peer.clone() }, vec![peer]),
+        false => (peer, Vec::new()),
+    };
 
     let committed = Arc::new(Mutex::new(None));
     let clock = Clock::started_before(Duration::ZERO);
@@ -267,7 +287,7 @@ pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
         migration: MIGRATION,
         token: TOKEN,
         peer,
-        other_addresses: Vec::new(),
+        other_addresses,
         config,
         record,
         clock,
@@ -296,7 +316,12 @@ pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
             }
             end
         });
-        meanwhile(&Hold { source: &source_remote, destination: &destination_remote, network: &network });
+        meanwhile(&Hold {
+            source: &source_remote,
+            destination: &destination_remote,
+            network: &network,
+            relay: &relay,
+        });
         (source.join().unwrap(), destination.join().unwrap())
     });
     let writes = vcpus.map(Vcpus::stop);
