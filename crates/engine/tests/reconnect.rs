@@ -1,5 +1,5 @@
 //! A link that is lost while the guest runs at the source: what has arrived is kept, what was on its way is sent
-//! again, and neither end believes the other more than it must.
+//! again, and neither end believes the other more than it must. Both ends together are tested in `pair.rs`.
 
 use std::time::Duration;
 
@@ -10,11 +10,9 @@ use migrated_engine::{
     policy_for,
 };
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
-use migrated_testkit::pair::{Ending, Fault, Pair, Scenario};
 use migrated_wire::{
     FrameHead, FrameKind, GuestIdentity, PageSetPiece, PostcopyUse, ToDestination, ToSource, VerifyWhen,
 };
-use proptest::prelude::*;
 
 const EPOCH: u64 = 1;
 const NOW: Duration = Duration::ZERO;
@@ -432,101 +430,5 @@ mod destination {
         let actions = actions(&mut destination);
         let at = |what: &DestinationAction| actions.iter().position(|action| action == what);
         assert!(at(&DestinationAction::Destroy) < at(&answer) && at(&answer).is_some(), "{actions:?}");
-    }
-}
-
-/// Cases in one run.
-const CASES: u32 = 6_000;
-
-/// Pages go before the guest, slowly enough that a link can be cut several times meanwhile.
-fn leading() -> impl Strategy<Value = Scenario> {
-    let fault = prop_oneof![
-        8 => (1u64..40).prop_map(Fault::CutAtPages),
-        1 => (1u64..200).prop_map(Fault::CutAtMessage),
-        1 => (1_000u64..200_000).prop_map(|us| Fault::CutAt(Duration::from_micros(us))),
-    ];
-    let faults = prop::collection::vec(fault, 1..6);
-    let verify = prop_oneof![Just(VerifyWhen::Off), Just(VerifyWhen::Before), Just(VerifyWhen::After)];
-    let mode = prop_oneof![3 => Just(Mode::Precopy), 1 => Just(Mode::Auto)];
-    let guest = (any::<u64>(), 200u64..3000, 1u16..5, 0u64..4, 100_000_000u64..2_000_000_000);
-    (guest, mode, verify, faults).prop_map(
-        |((seed, pages, channels, writes_per_tick, bandwidth), mode, verify, faults)| Scenario {
-            seed,
-            mode,
-            reconnects: true,
-            pages,
-            channels,
-            writes_per_tick,
-            verify,
-            limits: Limits {
-                bandwidth_bps: Some(bandwidth),
-                timeout: Duration::from_secs(600),
-                on_timeout: OnTimeout::Stop,
-                max_iterations: 100,
-                reconnect_window: MAX_RECONNECT_WINDOW,
-                ..Limits::default()
-            },
-            faults,
-        },
-    )
-}
-
-fn paused(ending: &Ending) -> bool {
-    ending.record.error.as_ref().and_then(|error| error.phase) == Some(MigrationState::StopAndCopy)
-        || ending.record.decisions.iter().any(|decision| decision.decision == "ask_destination")
-        || ending.record.error.as_ref().and_then(|error| error.phase) == Some(MigrationState::PostcopySetup)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// The pair checks that the copy that starts is the copy that was paused.
-    #[test]
-    fn however_often_the_link_is_lost_before_the_pause_the_guest_arrives_whole(scenario in leading()) {
-        let ending = Pair::new(scenario.clone()).run().map_err(TestCaseError::fail)?;
-        let completed = ending.state == MigrationState::Completed;
-        prop_assert!(completed || paused(&ending), "{:?} {:#?} {:#?}", ending.record.error, ending.record.decisions, ending.destination);
-        prop_assert_eq!(ending.runs_at_destination, completed);
-        prop_assert_eq!(ending.source_guest.is_some_and(|guest| guest.is_running()), !completed);
-        if let Some(verified) = &ending.record.verified {
-            prop_assert_eq!((verified.mismatches, verified.pages), (0, scenario.pages));
-        }
-        let reconnects = &ending.record.reconnects;
-        prop_assert!(reconnects.iter().all(|one| one.recovered_ms >= Some(one.lost_ms)), "{:?}", reconnects);
-    }
-}
-
-#[test]
-fn a_lost_link_costs_what_was_on_its_way() {
-    let pages = 4000;
-    // A batch takes 8 ms at this rate, so that no more than two are on their way to a destination 3 ms away.
-    let limits = Limits { bandwidth_bps: Some(1_000_000_000), ..Limits::default() };
-    let migrate = |frame, seed| {
-        let faults = vec![Fault::CutAtPages(frame)];
-        let (mode, verify) = (Mode::Precopy, VerifyWhen::Before);
-        let (channels, writes_per_tick) = (2, 0);
-        let scenario = Scenario {
-            seed,
-            mode,
-            reconnects: true,
-            pages,
-            channels,
-            writes_per_tick,
-            verify,
-            limits,
-            faults,
-        };
-        let ending = Pair::new(scenario).run().unwrap();
-        let record = ending.record;
-        assert_eq!(ending.state, MigrationState::Completed, "{:?}", record.error);
-        let decided = |what: &str| record.decisions.iter().filter(|d| d.decision == what).count();
-        assert_eq!((decided("link_lost"), decided("reconnected")), (1, 1));
-        assert_eq!((record.reconnects.len(), ending.destination.reconnects.len()), (1, 1));
-        record.ram.pages_sent + record.ram.pages_zero - pages
-    };
-    for frame in 1..14 {
-        // A loss that is noticed late has had more sent into it.
-        let least = (0..10).map(|seed| migrate(frame, seed)).min();
-        assert!(least <= Some(4 * 256), "frame {frame}: {least:?} pages were sent again");
     }
 }

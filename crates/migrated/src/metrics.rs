@@ -83,6 +83,7 @@ const POSTCOPY_PAGES: &str = "migrated_postcopy_pages_total";
 const POSTCOPY_FAULTS: &str = "migrated_postcopy_faults_total";
 const POSTCOPY_FAULT_SECONDS: &str = "migrated_postcopy_fault_seconds";
 const POSTCOPY_SECONDS: &str = "migrated_postcopy_seconds";
+const PRECOPY_LINK_LOSSES: &str = "migrated_precopy_link_losses_total";
 const POSTCOPY_LINK_LOSSES: &str = "migrated_postcopy_link_losses_total";
 const ACTIVE: &str = "migrated_active_migrations";
 const VMS: &str = "migrated_vms";
@@ -185,6 +186,13 @@ pub const DECLARED: &[Declared] = &[
         unit: "seconds",
         labels: &["mode"],
         help: "From the commit until nothing was missing at the destination, in migrations away from this host",
+    },
+    Declared {
+        name: PRECOPY_LINK_LOSSES,
+        kind: Kind::Counter,
+        unit: "count",
+        labels: &["role"],
+        help: "Times that the link was lost while pages were copied before the guest, and was waited for",
     },
     Declared {
         name: POSTCOPY_LINK_LOSSES,

@@ -6,6 +6,8 @@
 
 #[path = "../tests/sessions/guest.rs"]
 mod guest;
+#[path = "../tests/sessions/relay.rs"]
+mod relay;
 #[path = "../tests/sessions/rig.rs"]
 mod rig;
 #[path = "../tests/sessions/vcpus.rs"]

@@ -4,7 +4,7 @@ use migrated_wire::{ToDestination, ToSource};
 
 use super::common::Common;
 use super::retry::Retry;
-use super::{FailureCode, SourceEvent, State, preflight::Preflight};
+use super::{Failure, FailureCode, SourceEvent, State, preflight::Preflight};
 use crate::record::MigrationState;
 
 /// Channels are being opened. Nothing has moved, so a link that is lost this early leaves nothing to go on with.
@@ -44,7 +44,7 @@ impl Negotiating {
                 common.enter(MigrationState::Negotiating);
                 State::Negotiating(Self { again: Some(Again { retry: Retry::soon(common), window }) })
             }
-            Err(ended) => ended,
+            Err(failure) => common.fail_running(failure),
         }
     }
 
@@ -75,7 +75,7 @@ impl Negotiating {
             (SourceEvent::ConnectFailed(reason), None) => {
                 match Window::open(common, None, FailureCode::PeerUnreachable, &reason) {
                     Ok(window) => self.again = Some(Again { retry: Retry::soon(common), window }),
-                    Err(ended) => return ended,
+                    Err(failure) => return common.fail_running(failure),
                 }
             }
             (SourceEvent::ConnectRefused(reason), None) => {
@@ -113,18 +113,17 @@ impl Negotiating {
 }
 
 impl Window {
-    /// The window of this loss, which is that of the one before if pages never flowed since; or the end, if there
-    /// is none.
+    /// The window of this loss, which is that of the one before if pages never flowed since. Without one the loss is
+    /// a failure.
     fn open(
         common: &mut Common,
         before: Option<Self>,
         code: FailureCode,
         reason: &str,
-    ) -> Result<Self, State> {
+    ) -> Result<Self, Failure> {
         let window = common.config.limits.reconnect_window;
         if window.is_zero() {
-            let failure = common.failure(code, reason);
-            return Err(common.fail_running(failure));
+            return Err(common.failure(code, reason));
         }
         common.progress(reason);
         common.decide("reconnect", format!("{reason}; trying for {window:?}"));

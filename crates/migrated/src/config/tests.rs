@@ -78,6 +78,13 @@ fn values_that_cant_be_are_refused_by_name() {
         ("[api]\nsocket_mode = \"1777\"", "socket_mode"),
         ("[migration]\nports = [2, 1]", "ports"),
         ("[migration]\nip = \"0.0.0.0\"", "migration.ip"),
+        ("[migration]\nadvertise = [\"host-b\"]", "invalid IP address"),
+        ("[migration]\nadvertise = [\"::\"]", "no source can connect"),
+        ("[migration]\nadvertise = [\"224.0.0.1\"]", "no source can connect"),
+        ("[migration]\nadvertise = [\"fe80::1\"]", "another host on each link"),
+        ("[migration]\nadvertise = [\"10.0.0.1\", \"fd00::1\", \"10.0.0.1\"]", "there twice"),
+        ("[migration]\nip = \"10.0.0.1\"\nadvertise = [\"fd00::1\"]", "received on 10.0.0.1"),
+        ("[migration.defaults]\nreconnect_window_ms = 600001", "reconnect_window_ms"),
         ("[migration.defaults]\nmax_downtime_ms = 0", "max_downtime_ms"),
         ("[migration.defaults]\ntimeout_s = nan", "timeout_s"),
         ("[migration.defaults]\nchannels = 65", "channels"),
@@ -99,4 +106,12 @@ fn guests_are_received_where_the_api_is_unless_told_otherwise() {
     assert_eq!(ip(""), "127.0.0.1");
     assert_eq!(ip("[api]\nlisten = \"10.0.0.1:1\""), "10.0.0.1");
     assert_eq!(ip("[api]\nlisten = \"10.0.0.1:1\"\n[migration]\nip = \"10.0.1.1\""), "10.0.1.1");
+    let told = |text: &str| {
+        let config = HostConfig::parse(&format!("[migration]\n{text}")).unwrap();
+        config.validate().unwrap();
+        config.migration_ip().to_string()
+    };
+    assert_eq!(told("advertise = [\"10.0.0.1\", \"10.0.1.1\"]"), "0.0.0.0");
+    assert_eq!(told("advertise = [\"10.0.0.1\", \"fd00::1\"]"), "::");
+    assert_eq!(told("ip = \"10.0.0.1\"\nadvertise = [\"192.0.2.1\"]"), "10.0.0.1");
 }

@@ -5,8 +5,8 @@ use migrated_api::{MigrationRecord, MigrationState, Mode, Postcopy, RecordRole};
 
 use super::{
     BYTES, DIRTY_RATE, DOWNTIME_SECONDS, ITERATIONS, MIGRATION_SECONDS, MIGRATIONS, POSTCOPY_FAULT_SECONDS,
-    POSTCOPY_FAULTS, POSTCOPY_LINK_LOSSES, POSTCOPY_PAGES, POSTCOPY_SECONDS, SETUP_SECONDS, THROUGHPUT,
-    WIRE_RATIO, role,
+    POSTCOPY_FAULTS, POSTCOPY_LINK_LOSSES, POSTCOPY_PAGES, POSTCOPY_SECONDS, PRECOPY_LINK_LOSSES,
+    SETUP_SECONDS, THROUGHPUT, WIRE_RATIO, role,
 };
 
 /// Counts it, with the recorder that is set.
@@ -14,6 +14,7 @@ pub fn count(record: &MigrationRecord) {
     let outcome = record.state.map_or("unknown", MigrationState::name);
     let mode = mode(record);
     counter!(MIGRATIONS, "role" => role(record.role), "mode" => mode, "outcome" => outcome).increment(1);
+    counter!(PRECOPY_LINK_LOSSES, "role" => role(record.role)).increment(record.reconnects.len() as u64);
     if let Some(followed) = &record.postcopy {
         count_followed(record.role, mode, followed);
     }

@@ -20,7 +20,7 @@ fn case(network: Network, verify: VerifyWhen) -> Case {
 
 #[test]
 fn a_link_lost_in_precopy_comes_back_by_itself_and_what_had_come_is_not_sent_again() {
-    for network in [Network::Memory, Network::Tcp] {
+    for network in [Network::Memory, Network::Relayed] {
         for (mode, verify) in [
             (Mode::Precopy, VerifyWhen::Before),
             (Mode::Precopy, VerifyWhen::After),
@@ -72,7 +72,7 @@ fn a_link_that_may_not_come_back_leaves_the_guest_where_it_is_at_once() {
 
 #[test]
 fn cancel_needs_no_link() {
-    let calm = case(Network::Tcp, VerifyWhen::Off);
+    let calm = case(Network::Relayed, VerifyWhen::Off);
     let ending = migrate_held(&calm, |hold| {
         wait_until("pages flow", PATIENCE, || hold.source.record().ram.pages_sent > 0);
         hold.close();
@@ -88,7 +88,7 @@ fn cancel_needs_no_link() {
 
 #[test]
 fn an_address_where_nobody_is_is_another_ones_turn() {
-    for network in [Network::Memory, Network::Tcp] {
+    for network in [Network::Memory, Network::Relayed] {
         let ending = migrate(&Case { dead_address: true, ..case(network, VerifyWhen::Off) }, |_, _| {});
         check(&ending);
         assert!(matches!(ending.source, SourceEnd::Moved), "{network:?}: {:?}", ending.record.error);

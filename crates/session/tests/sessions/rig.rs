@@ -40,6 +40,8 @@ const TOKEN: Token = Token([6; 32]);
 pub enum Network {
     Memory,
     Tcp,
+    /// TCP over a link that can be cut.
+    Relayed,
 }
 
 /// What is to be different from a calm migration.
@@ -206,7 +208,7 @@ impl Hold<'_> {
         self.relay.cut();
     }
 
-    /// Breaks all channels over TCP for good.
+    /// Breaks all relayed channels for good.
     pub fn close(&self) {
         self.relay.close();
     }
@@ -232,13 +234,13 @@ pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
     let network = MemoryTransport::new();
     let transport: Arc<dyn Transport> = match case.network {
         Network::Memory => Arc::new(Fragile { inner: network.clone(), cut: Mutex::new(case.cut) }),
-        Network::Tcp => Arc::new(TcpTransport::plain()),
+        Network::Tcp | Network::Relayed => Arc::new(TcpTransport::plain()),
     };
     let listener = transport.listen(IpAddr::V4(Ipv4Addr::LOCALHOST), 0..=0, MIGRATION).unwrap();
     let relay = Relay::default();
     let addr = match case.network {
-        Network::Memory => listener.local_addr(),
-        Network::Tcp => relay.start(listener.local_addr()),
+        Network::Memory | Network::Tcp => listener.local_addr(),
+        Network::Relayed => relay.start(listener.local_addr()),
     };
     let peer = Endpoint { addr, server_name: None };
     let (peer, other_addresses) = match case.dead_address {
