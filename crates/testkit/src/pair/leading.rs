@@ -55,13 +55,17 @@ impl Pair {
         }
     }
 
-    /// A frame begins to be placed. Some take long enough to outlive their link and the next one's beginning.
+    /// A frame begins to be placed. Where links are lost, some take long enough to outlive theirs and the next one's
+    /// beginning.
     pub(super) fn begin_placing_before(
         &mut self,
         channel: u16,
         pages: Vec<(PageRun, Vec<u64>)>,
     ) -> Result<(), String> {
         self.destination.begin_placing();
+        if self.scenario.faults.is_empty() {
+            return self.place_before(channel, &pages);
+        }
         let takes = match self.rng.below(32) {
             0 => Duration::from_micros(self.rng.below(400_000)),
             1 | 2 => Duration::from_micros(self.rng.below(500)),
