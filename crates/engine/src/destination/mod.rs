@@ -6,6 +6,7 @@
 
 mod common;
 mod demand;
+mod direct;
 mod draining;
 mod ended;
 mod lanes;
@@ -351,30 +352,6 @@ impl Destination {
     /// Notes how long somebody waited for a page, from the fault until woken.
     pub fn fault_served(&mut self, took: Duration) {
         self.common.counts().fault_latency.add(took);
-    }
-
-    /// A frame's pages begin to be placed.
-    pub fn begin_placing(&mut self) {
-        if let State::Receiving(state) = &mut self.state {
-            state.begin_placing();
-        }
-    }
-
-    /// A frame's pages are in place. When it says true there are actions to be polled.
-    #[must_use]
-    pub fn placed(&mut self, now: Duration, channel: u16, runs: impl IntoIterator<Item = PageRun>) -> bool {
-        let State::Receiving(state) = &mut self.state else { return false };
-        self.common.record.ram.pages_sent += state.placed(channel, runs);
-        self.settle(now)
-    }
-
-    /// The channel broke in the middle of a frame, whose pages are zero again by now. When it says true there are
-    /// actions to be polled.
-    #[must_use]
-    pub fn broke_off(&mut self, now: Duration, runs: impl IntoIterator<Item = PageRun>) -> bool {
-        let State::Receiving(state) = &mut self.state else { return false };
-        state.broke_off(runs);
-        self.settle(now)
     }
 
     /// Hashes of a frame were compared with the pages here.
