@@ -48,8 +48,8 @@ mod source {
         std::iter::from_fn(|| source.poll_action()).collect()
     }
 
-    /// A source in its first iteration, with nothing sent.
-    fn sending(limits: Limits) -> Source {
+    /// A source whose channels are being opened.
+    fn connecting(limits: Limits) -> Source {
         let config = SourceConfig {
             identity: identity(),
             epoch: EPOCH,
@@ -60,7 +60,12 @@ mod source {
             guest_clock: None,
             peer: "b".into(),
         };
-        let mut source = Source::new(config, MigrationRecord::default(), policy_for(Mode::Precopy), NOW);
+        Source::new(config, MigrationRecord::default(), policy_for(Mode::Precopy), NOW)
+    }
+
+    /// A source in its first iteration, with nothing sent.
+    fn sending(limits: Limits) -> Source {
+        let mut source = connecting(limits);
         source.handle(NOW, SourceEvent::Connected);
         say(&mut source, ToSource::PreflightOk { rehearsal_us: 0, no_postcopy: None });
         source.handle(NOW, SourceEvent::TrackingStarted);
@@ -132,6 +137,32 @@ mod source {
         assert_eq!(rest(&mut source), (3, set(&[])));
         say(&mut source, ToSource::IterationDone { iteration: 3, pages: 0 });
         assert!(actions(&mut source).contains(&SourceAction::Harvest));
+    }
+
+    #[test]
+    fn a_link_that_fails_before_anything_moved_is_opened_again() {
+        let mut source = connecting(Limits::default());
+        for event in [SourceEvent::ConnectFailed("no route".into()), SourceEvent::LinkLost("cut".into())] {
+            source.handle(NOW, event);
+            assert_eq!(source.state(), MigrationState::Negotiating);
+            let at = source.deadline().unwrap();
+            source.handle(at, SourceEvent::Tick);
+            assert!(actions(&mut source).ends_with(&[SourceAction::HangUp, SourceAction::Reconnect]));
+            // What the old link still brings is not about the new one.
+            say(&mut source, ToSource::PreflightOk { rehearsal_us: 0, no_postcopy: None });
+            source.handle(NOW, SourceEvent::Connected);
+            assert_eq!(source.state(), MigrationState::Preflight);
+            let sent = actions(&mut source);
+            assert!(matches!(sent[..], [SourceAction::Send(ToDestination::Preflight { .. })]), "{sent:?}");
+        }
+        source.handle(NOW, SourceEvent::LinkLost("cut".into()));
+        let window = Limits::default().reconnect_window;
+        source.handle(window, SourceEvent::Tick);
+        assert_eq!(source.record(window).error.unwrap().code, "peer_unreachable");
+
+        let mut refused = connecting(Limits::default());
+        refused.handle(NOW, SourceEvent::ConnectRefused("another token".into()));
+        assert_eq!(refused.state(), MigrationState::Failed);
     }
 
     #[test]
