@@ -152,6 +152,9 @@ pub struct Limits {
     pub allow_postcopy: bool,
     /// How long to try to reconnect when the link is lost in pre-copy, in ms; 0 gives up at once.
     pub reconnect_window_ms: u64,
+    /// Most pages sent ahead of a fault, for tests; `None` leaves it to the engine.
+    #[serde(default)]
+    pub prefetch_pages: Option<u64>,
 }
 
 impl From<Limits> for migrated_engine::Limits {
@@ -165,6 +168,7 @@ impl From<Limits> for migrated_engine::Limits {
             bandwidth_bps: limits.bandwidth_bps,
             allow_postcopy: limits.allow_postcopy,
             reconnect_window: Duration::from_millis(limits.reconnect_window_ms),
+            prefetch_pages: limits.prefetch_pages.unwrap_or(migrated_engine::PREFETCH_PAGES),
         }
     }
 }

@@ -108,6 +108,9 @@ pub struct WorkloadCounters {
     pub passes: u64,
     /// Pages written.
     pub writes: u64,
+    /// Accesses that only read.
+    #[serde(default)]
+    pub reads: u64,
     /// Pages found lost or gone back in time. Anything but 0 is a bug of ours.
     pub errors: u64,
     /// Rounds of its loop; stands still when the guest does.

@@ -29,6 +29,16 @@ pub struct Limits {
     /// at once.
     #[serde(default = "reconnect_window")]
     pub reconnect_window: Duration,
+    /// Most pages sent ahead of a fault, in post-copy; 0 sends none.
+    #[serde(default = "prefetch_pages")]
+    pub prefetch_pages: u64,
+}
+
+/// 128 KiB, 1 ms of a 1 Gbit/s link.
+pub const PREFETCH_PAGES: u64 = 32;
+
+const fn prefetch_pages() -> u64 {
+    PREFETCH_PAGES
 }
 
 const fn allowed() -> bool {
@@ -50,6 +60,7 @@ impl Default for Limits {
             bandwidth_bps: None,
             allow_postcopy: true,
             reconnect_window: RECONNECT_WINDOW,
+            prefetch_pages: PREFETCH_PAGES,
         }
     }
 }

@@ -91,6 +91,8 @@ pub struct GuestsConfig {
 pub struct TestingConfig {
     /// Dump of the CPU that this host pretends to have.
     pub simulate_cpu: Option<PathBuf>,
+    /// Most pages that are sent ahead of a page fault.
+    pub prefetch_pages: Option<u64>,
 }
 
 /// `[migration]`

@@ -20,7 +20,7 @@ pub enum Capability {
     Kvm,
     /// `/dev/userfaultfd` can be opened for reading and writing.
     Userfaultfd,
-    /// This process may make network namespaces, and iproute2 is there to configure them.
+    /// This process may make network namespaces, and iproute2 and nftables are there to configure them.
     Netns,
 }
 
@@ -48,7 +48,9 @@ impl Capability {
             .get_or_init(|| match self {
                 Self::Kvm => opens("/dev/kvm"),
                 Self::Userfaultfd => opens("/dev/userfaultfd"),
-                Self::Netns => runs("ip", &["-V"]).and_then(|()| runs("unshare", &["--net", "true"])),
+                Self::Netns => runs("ip", &["-V"])
+                    .and_then(|()| runs("nft", &["--version"]))
+                    .and_then(|()| runs("unshare", &["--net", "true"])),
             })
             .clone()
     }

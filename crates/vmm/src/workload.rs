@@ -21,7 +21,9 @@ use thiserror::Error;
 pub(crate) use read::read_if;
 
 pub use params::{Content, KEYS, Leaves, Params as WorkloadParams, Pattern, Rate};
-pub use read::{ErrorCounts, FirstError, Gap, Totals, VcpuCounters, VcpuStatus, WorkloadCounters, read};
+pub use read::{
+    ErrorCounts, FirstError, Gap, Totals, VcpuCounters, VcpuStatus, WorkloadCounters, counters_range, read, read_saved,
+};
 
 use layout::{ARENA_BASE, Arena, Plan};
 use params::{BadWord, PAGE_SIZE, Problem};

@@ -17,7 +17,8 @@ use anyhow::Context;
 use crate::tree::Tree;
 
 /// Documents whose paths are checked.
-const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "benches/README.md", "chaos/README.md"];
 
 /// Where the daemon declares its metrics, and the documents that name them.
 const METRICS: &str = "crates/migrated/src/metrics.rs";

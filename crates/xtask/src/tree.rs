@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 
 /// Folders that hold the project's Rust code.
-const CODE: [&str; 3] = ["crates", "transports", "fuzz"];
+const CODE: [&str; 5] = ["crates", "transports", "benches", "chaos", "fuzz"];
 
 /// The project's tree.
 pub struct Tree {

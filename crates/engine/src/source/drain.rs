@@ -49,7 +49,8 @@ pub(super) struct Drain {
 }
 
 impl Drain {
-    pub(super) fn new(iteration: u32, missing: PageSet) -> Self {
+    /// What follows the guest, with at most `prefetch` pages sent ahead of a fault.
+    pub(super) fn new(iteration: u32, missing: PageSet, prefetch: u64) -> Self {
         let mut by_urgent = missing.clone();
         by_urgent.clear();
         Self {
@@ -63,7 +64,7 @@ impl Drain {
             again: VecDeque::new(),
             by_urgent,
             windows: VecDeque::new(),
-            prefetch: Prefetch::new(),
+            prefetch: Prefetch::new(prefetch),
         }
     }
 
@@ -180,6 +181,7 @@ pub(super) fn append_page(out: &mut Vec<PageRun>, block: BlockId, page: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::PREFETCH_PAGES;
     use migrated_pages::RamBlock;
 
     fn layout() -> RamLayout {
@@ -193,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_page_is_handed_out_once_and_the_push_goes_on_behind_the_last_fault_and_wraps() {
-        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout())), Postcopy::default());
+        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
         let mut seen = PageSet::empty(&layout());
         let mut take = |runs: &mut Vec<PageRun>| {
             let first = runs.first().copied();
@@ -227,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_is_in_a_page_channel_s_queue_overtakes_itself_once() {
-        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout())), Postcopy::default());
+        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
         let mut out = Vec::new();
         assert!(drain.take_push(&mut counts, &mut out));
         let remaining = drain.remaining();
@@ -246,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_requests_and_pages_outside_of_ram_are_refused() {
-        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout())), Postcopy::default());
+        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
         assert!(drain.request(&[run(1, 9_999, 2)], &layout(), &mut counts).is_err());
         assert!(drain.request(&[run(2, 0, 1)], &layout(), &mut counts).is_err());
         assert!(drain.request(&[run(1, 0, 5000)], &layout(), &mut counts).is_err());

@@ -6,8 +6,6 @@ use super::drain::append_page;
 
 /// Streams followed at a time: about as many as vCPUs fault at once.
 const STREAMS: usize = 16;
-/// Most pages sent ahead of a fault: 128 KiB, 1 ms of a 1 Gbit/s link.
-const WINDOW_MAX: u64 = 32;
 /// Window of a stream that has not proved itself, at most, and at the beginning.
 const UNPROVEN_MAX: u64 = 4;
 /// Faults further apart than this belong to different streams.
@@ -17,7 +15,8 @@ const STRIDE_MAX: u64 = 16;
 ///
 /// Adaptive pre-paging after Hines and Gopalan (VEE 2009, §3.3): a fault is a pivot around which pages are
 /// worth more than elsewhere. Each stream of faults has a stride and a window. A fault where the stream was to
-/// go doubles the window, so that a sequential reader soon faults once in [`WINDOW_MAX`] pages; a fault that fits
+/// go doubles the window, so that a sequential reader soon faults once in
+/// [`Limits::prefetch_pages`](crate::Limits::prefetch_pages); a fault that fits
 /// no stream begins one, with a window that halves with every such miss, so that a guest which jumps about gets
 /// no page that it didn't ask for. The bubble's other half, that the background push goes on from the fault,
 /// is in [`Drain`](super::drain::Drain).
@@ -26,6 +25,8 @@ pub(super) struct Prefetch {
     /// The one used last is at the back.
     streams: VecDeque<Stream>,
     unproven: u64,
+    /// Longest window.
+    most: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +47,9 @@ pub(super) struct Window {
 }
 
 impl Prefetch {
-    pub(super) const fn new() -> Self {
-        Self { streams: VecDeque::new(), unproven: UNPROVEN_MAX }
+    /// One that sends at most so many pages ahead.
+    pub(super) const fn new(most: u64) -> Self {
+        Self { streams: VecDeque::new(), unproven: UNPROVEN_MAX, most }
     }
 
     /// What to send ahead of a fault on this page.
@@ -55,7 +57,7 @@ impl Prefetch {
         let stream = match self.take(|stream| stream.expects(block, page)) {
             Some(stream) => {
                 self.unproven = (self.unproven * 2).clamp(1, UNPROVEN_MAX);
-                Stream { last: page, window: (stream.window * 2).clamp(1, WINDOW_MAX), ..stream }
+                Stream { last: page, window: (stream.window * 2).max(1), ..stream }
             }
             None => match self.take(|stream| stream.is_near(block, page)) {
                 Some(stream) => {
@@ -69,6 +71,7 @@ impl Prefetch {
                 }
             },
         };
+        let stream = Stream { window: stream.window.min(self.most), ..stream };
         if self.streams.len() == STREAMS {
             self.streams.pop_front();
         }
@@ -135,6 +138,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::PREFETCH_PAGES;
     use migrated_pages::{RamBlock, RamLayout};
 
     const PAGES: u64 = 100_000;
@@ -146,13 +150,18 @@ mod tests {
 
     /// Touches pages in this order; gives faults and pages sent ahead.
     fn touch(pages: impl Iterator<Item = u64>) -> (u64, u64) {
-        let (mut prefetch, mut pending) = (Prefetch::new(), everything());
+        touch_with(PREFETCH_PAGES, pages)
+    }
+
+    /// The same, with at most so many pages sent ahead of one.
+    fn touch_with(most: u64, pages: impl Iterator<Item = u64>) -> (u64, u64) {
+        let (mut prefetch, mut pending) = (Prefetch::new(most), everything());
         let (mut faults, mut ahead) = (0, 0);
         for page in pages {
             if pending.remove(PageRun { block: BlockId(0), first: page, count: 1 }) == 1 {
                 faults += 1;
                 let mut window = prefetch.on_fault(BlockId(0), page);
-                ahead += window.take(&mut pending, WINDOW_MAX, &mut Vec::new());
+                ahead += window.take(&mut pending, PREFETCH_PAGES, &mut Vec::new());
             }
         }
         (faults, ahead)
@@ -182,6 +191,13 @@ mod tests {
             (at >> 33) % PAGES
         }));
         assert!(faults > 1900 && ahead < faults / 4, "{faults} faults, {ahead} ahead");
+    }
+
+    #[test]
+    fn as_many_are_sent_ahead_as_is_allowed() {
+        assert_eq!(touch_with(0, 0..3300), (3300, 0));
+        let (faults, _) = touch_with(8, 0..3300);
+        assert!((365..400).contains(&faults), "{faults}");
     }
 
     #[test]

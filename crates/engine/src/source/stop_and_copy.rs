@@ -229,7 +229,7 @@ impl StopAndCopy {
             common.announce(&dirty, missing.len());
         }
         common.counts().missing_pages = missing.len();
-        self.rest = Rest::Following(Box::new(Drain::new(self.n, missing)));
+        self.rest = Rest::Following(Box::new(Drain::new(self.n, missing, common.config.limits.prefetch_pages)));
         self.acked = true;
         self.doing = Doing::Saving;
         common.act(SourceAction::SaveState);

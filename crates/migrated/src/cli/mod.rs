@@ -11,6 +11,7 @@ pub mod postcopy;
 mod predicted;
 pub mod progress;
 mod vm;
+mod workload;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -55,6 +56,9 @@ enum Command {
     Cpu(cpu::CpuCommand),
     /// See a guest move between two daemons on this machine and back.
     Demo(demo::DemoArgs),
+    /// The built-in workload guest for other VMMs.
+    #[command(subcommand)]
+    Workload(workload::WorkloadCommand),
     /// Certificates for trying out `tcp+tls`.
     #[command(subcommand)]
     Certs(certs::CertsCommand),
@@ -115,6 +119,7 @@ async fn run(connect: connect::ConnectArgs, json: bool, command: Command) -> Res
         Command::Migration(command) => migration::run(&connect.client()?, output, command).await?,
         Command::Cpu(command) => return cpu::run(&connect, output, command).await,
         Command::Demo(args) => return demo::run(output, args).await,
+        Command::Workload(command) => workload::run(output, command)?,
         Command::Certs(command) => certs::run(output, command)?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "migrated", &mut std::io::stdout());

@@ -225,6 +225,7 @@ fn vm_for_people(vm: &Vm) -> String {
     if let Some(work) = &vm.workload {
         row("passes", Some(work.passes.to_string()));
         row("pages written", Some(work.writes.to_string()));
+        row("pages read", Some(work.reads.to_string()));
         row("memory errors", Some(work.errors.to_string()));
         row("longest gap", Some(units::show_us(work.gap_max_us)));
         row("TSC backward", Some(work.tsc_backward.to_string()));

@@ -38,7 +38,7 @@ fn the_example_shows_every_key_and_each_is_one() {
     assert!(
         config.migration.defaults.bandwidth_bps.is_some() && config.migration.defaults.channels.is_some()
     );
-    assert!(config.testing.simulate_cpu.is_some());
+    assert!(config.testing.simulate_cpu.is_some() && config.testing.prefetch_pages.is_some());
     let peer = &config.peers["host-b"];
     assert!(peer.token_file.is_some() && peer.ca.is_some() && peer.server_name.is_some());
 }

@@ -57,7 +57,10 @@ impl Daemon {
     ) -> Result<Arc<Migration>, DaemonError> {
         let begun = Instant::now();
         let vm = self.vm(key)?;
-        let limits = limits(&request, &self.config.migration.defaults)?;
+        let limits = Limits {
+            prefetch_pages: self.config.testing.prefetch_pages,
+            ..limits(&request, &self.config.migration.defaults)?
+        };
         let peer = self.peer(&request.to)?;
         let transport = request.transport.unwrap_or_else(|| self.config.default_transport());
         let tls = self.config.transport(transport).map_err(DaemonError::Transport)?;
@@ -304,5 +307,6 @@ pub(super) fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> 
         max_iterations,
         allow_postcopy: request.allow_postcopy.unwrap_or(defaults.allow_postcopy),
         reconnect_window_ms,
+        prefetch_pages: None,
     })
 }

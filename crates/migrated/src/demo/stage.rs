@@ -4,11 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use migrated_api::TransportKind;
+use migrated_netns::ADDRESSES;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::host::Host;
-use super::network::{Namespaces, Network};
+use super::network::Network;
 use crate::certs;
 
 /// Names of the two hosts.
@@ -92,7 +93,7 @@ fn config(dir: &Path, network: &Network, transport: TransportKind, index: usize)
         });
     }
     if matches!(network, Network::Namespaces(_)) {
-        let at = |index| format!("{}:{PORT}", Namespaces::address(index));
+        let at = |index| format!("{}:{PORT}", ADDRESSES[index]);
         config["api"]["listen"] = json!(at(index));
         config["api"]["token_file"] = json!(token_file(dir));
         config["peers"][peer] =

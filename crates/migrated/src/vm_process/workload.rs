@@ -30,6 +30,7 @@ impl GapMeter {
             ready: total.running as usize == counters.vcpus.len(),
             passes: total.passes,
             writes: total.pages_written,
+            reads: total.pages_read,
             errors: total.errors,
             heartbeat: total.heartbeat,
             gap_max_us: total.longest_gap_us as f64,

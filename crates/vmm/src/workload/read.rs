@@ -174,6 +174,21 @@ pub fn read(memory: &GuestMemoryMmap<()>) -> Option<WorkloadCounters> {
     read_if(memory, |_| true)
 }
 
+/// Where the counters of a guest with so many vCPUs lie in guest-physical memory: first byte and number of bytes.
+#[must_use]
+pub const fn counters_range(vcpus: u32) -> (u64, u64) {
+    (COUNTERS_BASE, (1 + vcpus as u64) * PAGE_SIZE)
+}
+
+/// As [`read`], from a copy of [`counters_range`], such as another VMM saved.
+#[must_use]
+pub fn read_saved(bytes: &[u8]) -> Option<WorkloadCounters> {
+    let base = GuestAddress(COUNTERS_BASE);
+    let memory = GuestMemoryMmap::from_ranges(&[(base, bytes.len())]).ok()?;
+    memory.write_slice(bytes, base).ok()?;
+    read(&memory)
+}
+
 /// As [`read`], but `None` as well when not all pages that it would look at are there.
 pub(crate) fn read_if(
     memory: &GuestMemoryMmap<()>,

@@ -1,7 +1,8 @@
 //! Documents name files; a file that moved must take its mention along.
 
 /// Where the project's files lie; a backticked word that starts so is a path.
-const FOLDERS: [&str; 6] = ["crates/", "transports/", "fuzz/", "dashboards/", ".ci/", ".github/"];
+const FOLDERS: [&str; 8] =
+    ["crates/", "transports/", "benches/", "chaos/", "fuzz/", "dashboards/", ".ci/", ".github/"];
 
 /// Paths that `text` names in backticks and that `exists` doesn't know.
 pub fn check(document: &str, text: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {

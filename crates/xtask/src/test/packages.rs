@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use super::capabilities::is_root;
 
 /// Program and package.
-const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("tc", "iproute2")];
+const PROGRAMS: [(&str, &str); 3] = [("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables")];
 
 /// Installs what is missing when that is possible, else says what to run.
 pub fn provide() -> anyhow::Result<()> {

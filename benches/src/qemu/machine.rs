@@ -1,0 +1,135 @@
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use migrated_netns::Pair;
+use serde_json::{Value, json};
+
+use super::counters::{self, Counters, Image};
+use super::qmp::Qmp;
+use super::{Program, Variant};
+use crate::guest::Guest;
+use crate::lab::PATIENCE;
+
+/// More than any link here carries, in bytes a second: QEMU's own default would be a limit.
+const UNLIMITED: u64 = 100_000_000_000;
+/// Time between two looks at whether the guest is ready.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// One QEMU in a network namespace, with the workload guest or waiting for it. Dropped, it is killed.
+#[derive(Debug)]
+pub(super) struct Machine {
+    child: Child,
+    pub(super) qmp: Qmp,
+    files: PathBuf,
+    saved: u32,
+}
+
+/// What all machines of a journey have in common.
+#[derive(Debug)]
+pub(super) struct Ground<'a> {
+    pub(super) pair: &'a Pair,
+    pub(super) program: &'a Program,
+    pub(super) binary: &'a Path,
+    pub(super) image: Image,
+    pub(super) guest: &'a Guest,
+    pub(super) dir: &'a Path,
+}
+
+impl Machine {
+    /// Starts one at host `index`; `incoming` says whether it waits for a guest. `n` tells its files apart.
+    pub(super) fn start(ground: &Ground<'_>, index: usize, n: u32, incoming: bool) -> Result<Self> {
+        let files = ground.dir.join(format!("qemu-{n}"));
+        std::fs::create_dir(&files)?;
+        let socket = files.join("qmp.sock");
+        let memory = format!("memory-backend-memfd,id=ram,size={}M,share=on,prealloc=on", ground.guest.memory_mib);
+        let mut command = ground.pair.command(index, &ground.program.path);
+        ground.program.set_up(&mut command);
+        command
+            // No device that a migration would have to move besides CPU and serial line; no firmware of a PC.
+            .args(["-accel", "kvm", "-cpu", "host,-arch-capabilities"])
+            .args(["-M", "microvm,pic=off,pit=off,rtc=off,isa-serial=on,memory-backend=ram"])
+            .args(["-object", &memory, "-m", &format!("{}M", ground.guest.memory_mib)])
+            .args(["-smp", &ground.guest.vcpus.to_string()])
+            .args(["-nodefaults", "-nographic", "-serial", "null"])
+            .arg("-kernel")
+            .arg(&ground.image.image)
+            .args(["-append", &format!("{} vcpus={}", ground.guest.workload, ground.guest.vcpus)])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
+        if incoming {
+            command.args(["-incoming", "defer"]);
+        }
+        let log = std::fs::File::create(files.join("log"))?;
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
+        let mut child = child.context("can't start QEMU")?;
+        let qmp = Qmp::connect(&socket).or_else(|error| {
+            let _ = child.kill();
+            let _ = child.wait();
+            let said = std::fs::read_to_string(files.join("log")).unwrap_or_default();
+            Err(error.context(said))
+        })?;
+        Ok(Self { child, qmp, files, saved: 0 })
+    }
+
+    /// Waits until the guest has filled its memory and runs.
+    pub(super) fn await_ready(&mut self, ground: &Ground<'_>) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let file = self.save(&ground.image)?;
+            let counters = counters::read(ground.binary, &[file])?.pop().flatten();
+            if counters.is_some_and(|counters| counters.total.running == ground.guest.vcpus) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the guest under QEMU is not ready within {PATIENCE:?}");
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Saves the guest's counters as they are now to a file, to be read when nothing is being measured.
+    pub(super) fn save(&mut self, image: &Image) -> Result<PathBuf> {
+        self.saved += 1;
+        let file = self.files.join(format!("counters-{}", self.saved));
+        let arguments =
+            json!({ "val": image.counters_address, "size": image.counters_bytes, "filename": &file });
+        self.qmp.execute("pmemsave", arguments)?;
+        Ok(file)
+    }
+
+    /// The guest's counters now.
+    pub(super) fn counters(&mut self, ground: &Ground<'_>) -> Result<Counters> {
+        let file = self.save(&ground.image)?;
+        let read = counters::read(ground.binary, &[file])?.pop().flatten();
+        read.context("the guest under QEMU has no counters")
+    }
+
+    /// Sets what a migration is to use.
+    pub(super) fn prepare(&mut self, variant: Variant) -> Result<()> {
+        let capability = |name: &str, state: bool| json!({ "capability": name, "state": state });
+        let capabilities = [
+            capability("postcopy-ram", true),
+            capability("postcopy-preempt", variant == Variant::PostcopyPreempt),
+        ];
+        self.qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities }))?;
+        let parameters = json!({ "max-bandwidth": UNLIMITED });
+        self.qmp.execute("migrate-set-parameters", parameters)?;
+        Ok(())
+    }
+
+    /// What QEMU says of its migration.
+    pub(super) fn migration(&mut self) -> Result<Value> {
+        self.qmp.execute("query-migrate", json!({}))
+    }
+
+    pub(super) fn is_running(&mut self) -> Result<bool> {
+        Ok(self.qmp.execute("query-status", json!({}))?["running"] == true)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // A killed child can always be waited for; one that has ended by itself can't be killed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

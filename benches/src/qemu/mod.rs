@@ -1,0 +1,222 @@
+//! The same guest under QEMU, moved over a link of the same kind, to be compared with.
+//!
+//! QEMU is driven over QMP. Its own "downtime" of post-copy is not the guest's pause, so the guest's own account is
+//! what counts: its counters are saved out of its RAM and read by `migrated workload counters`.
+
+mod counters;
+mod machine;
+mod qmp;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use migrated_netns::{ADDRESSES, Pair};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::guest::Guest;
+use crate::journey::{BASELINE, SETTLE, Seen, WARM_UP};
+use crate::lab::{PATIENCE, Plan};
+use crate::report::say;
+use crate::watch::Course;
+use machine::{Ground, Machine};
+
+/// Where an incoming guest is awaited.
+const PORT: u16 = 4444;
+/// Time between two looks at the guest's counters.
+const PERIOD: Duration = Duration::from_millis(20);
+
+/// How QEMU moves a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// Post-copy, switched to as soon as the migration is under way.
+    Postcopy,
+    /// The same with a channel of its own for pages that are waited for.
+    PostcopyPreempt,
+}
+
+impl Variant {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Postcopy, Self::PostcopyPreempt];
+
+    /// The name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Postcopy => "QEMU post-copy",
+            Self::PostcopyPreempt => "QEMU preempt",
+        }
+    }
+}
+
+/// Which QEMU.
+#[derive(Clone, Debug)]
+pub struct Program {
+    path: PathBuf,
+    root: Option<PathBuf>,
+}
+
+impl Program {
+    /// The one on PATH, or the one out of a directory to which Debian's packages were extracted.
+    #[must_use]
+    pub fn new(root: Option<PathBuf>) -> Self {
+        let name = "qemu-system-x86_64";
+        let path = root.as_ref().map_or_else(|| name.into(), |root| root.join("usr/bin").join(name));
+        Self { path, root }
+    }
+
+    /// Makes an extracted one find its libraries and firmware.
+    fn set_up(&self, command: &mut Command) {
+        let Some(root) = &self.root else { return };
+        command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"));
+        for data in ["usr/share/qemu", "usr/share/seabios"] {
+            command.arg("-L").arg(root.join(data));
+        }
+    }
+}
+
+/// A guest under QEMU on a link of its own.
+#[derive(Debug)]
+pub struct Traveller {
+    machine: Machine,
+    at: usize,
+    started: u32,
+    program: Program,
+    binary: PathBuf,
+    guest: Guest,
+    image: counters::Image,
+    // Last: they go when no machine uses them any more.
+    pair: Pair,
+    dir: TempDir,
+}
+
+impl Traveller {
+    /// Boots the guest, as [`crate::journey::Traveller::new`] does.
+    ///
+    /// # Errors
+    /// There is no QEMU, or the guest does not run under it.
+    pub fn new(plan: &Plan, program: Program, guest: &Guest) -> Result<Self> {
+        say("the same guest under QEMU");
+        let dir = tempfile::Builder::new().prefix("migrated-qemu-").tempdir()?;
+        let pair = Pair::make(plan.rate)?;
+        let image = counters::build(&plan.binary, &dir.path().join("guest.elf"))?;
+        let ground = ground(&pair, &program, &plan.binary, &image, guest, dir.path());
+        let mut machine = Machine::start(&ground, 0, 0, false)?;
+        machine.await_ready(&ground)?;
+        std::thread::sleep(WARM_UP);
+        let (binary, guest) = (plan.binary.clone(), guest.clone());
+        Ok(Self { machine, at: 0, started: 1, program, binary, guest, image, pair, dir })
+    }
+
+    /// Stops the guest, so that it takes nothing from what is measured meanwhile.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn rest(&mut self) -> Result<()> {
+        self.machine.qmp.execute("stop", json!({})).map(drop)
+    }
+
+    /// Lets it run on, and warms it up again.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn wake(&mut self) -> Result<()> {
+        self.machine.qmp.execute("cont", json!({}))?;
+        std::thread::sleep(WARM_UP);
+        Ok(())
+    }
+
+    /// Moves the guest to the other host.
+    ///
+    /// # Errors
+    /// QEMU refuses or fails, or the guest lost something.
+    pub fn go(&mut self, variant: Variant) -> Result<Seen> {
+        let ground = ground(&self.pair, &self.program, &self.binary, &self.image, &self.guest, self.dir.path());
+        let to = 1 - self.at;
+        let address = format!("tcp:{}:{PORT}", ADDRESSES[to]);
+        let mut incoming = Machine::start(&ground, to, self.started, true)?;
+        self.started += 1;
+        incoming.prepare(variant)?;
+        incoming.qmp.execute("migrate-incoming", json!({ "uri": address }))?;
+        self.machine.prepare(variant)?;
+
+        let mut saved = Vec::new();
+        look(&mut self.machine, &self.image, &mut saved, Instant::now() + BASELINE)?;
+        let before = self.machine.counters(&ground)?;
+        let began = Instant::now();
+        self.machine.qmp.execute("migrate", json!({ "uri": address }))?;
+        let total_s = follow(&mut self.machine, &mut incoming, &self.image, &mut saved)?;
+        let ended = began + Duration::from_secs_f64(total_s);
+        look(&mut incoming, &self.image, &mut saved, Instant::now() + SETTLE)?;
+        let after = incoming.counters(&ground)?;
+        self.machine = incoming;
+        self.at = to;
+
+        let lost = (after.total.errors, after.total.tsc_backward_steps);
+        ensure!(lost == (0, 0), "the guest under QEMU found (pages lost, TSC backward): {lost:?}");
+        let (moments, files): (Vec<_>, Vec<_>) = saved.into_iter().unzip();
+        let read = moments.into_iter().zip(counters::read(&self.binary, &files)?);
+        for file in files {
+            std::fs::remove_file(file)?;
+        }
+        let accesses = |(at, counters): (Instant, Option<counters::Counters>)| {
+            counters.map(|counters| (at, counters.total.pages_written + counters.total.pages_read))
+        };
+        let course = Course::new(read.filter_map(accesses));
+        let gap_ms = Some(after.gap_since(before.tsc()) as f64 / 1e3);
+        let seen = Seen { gap_ms, stall_ms: gap_ms, total_s, ..Seen::default() };
+        Ok(seen.with_work(&course, began, ended))
+    }
+}
+
+fn ground<'a>(
+    pair: &'a Pair,
+    program: &'a Program,
+    binary: &'a Path,
+    image: &counters::Image,
+    guest: &'a Guest,
+    dir: &'a Path,
+) -> Ground<'a> {
+    Ground { pair, program, binary, image: image.clone(), guest, dir }
+}
+
+type Saved = Vec<(Instant, PathBuf)>;
+
+/// Looks at the guest's counters until a moment.
+fn look(machine: &mut Machine, image: &counters::Image, saved: &mut Saved, until: Instant) -> Result<()> {
+    while Instant::now() < until {
+        saved.push((Instant::now(), machine.save(image)?));
+        std::thread::sleep(PERIOD);
+    }
+    Ok(())
+}
+
+/// Follows a migration to its end, and switches to post-copy as soon as it may. Gives its total time in seconds.
+fn follow(from: &mut Machine, to: &mut Machine, image: &counters::Image, saved: &mut Saved) -> Result<f64> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut switched = false;
+    loop {
+        let migration: Value = from.migration()?;
+        match migration["status"].as_str().unwrap_or_default() {
+            "active" if !switched => {
+                from.qmp.execute("migrate-start-postcopy", json!({}))?;
+                switched = true;
+            }
+            "completed" => {
+                let ms = migration["total-time"].as_f64().unwrap_or_default();
+                return Ok(ms / 1e3);
+            }
+            "failed" | "cancelled" => bail!("QEMU's migration failed: {migration}"),
+            _ => {}
+        }
+        // Counters of a guest that stands between the hosts are those of either.
+        let running = if from.is_running()? { &mut *from } else { &mut *to };
+        if running.is_running()? {
+            saved.push((Instant::now(), running.save(image)?));
+        }
+        ensure!(Instant::now() < deadline, "QEMU's migration takes longer than {PATIENCE:?}: {migration}");
+        std::thread::sleep(PERIOD);
+    }
+}
