@@ -155,7 +155,7 @@ impl Plan<'_> {
         let mut theirs = None;
         if let Some(program) = &self.qemu {
             ours.rest()?;
-            let mut qemu = qemu::Traveller::new(&lab_plan, program.clone(), &self.guest)?;
+            let mut qemu = qemu::Traveller::new(&lab, &lab_plan, program.clone(), &self.guest)?;
             qemu.rest()?;
             ours.wake()?;
             theirs = Some(qemu);

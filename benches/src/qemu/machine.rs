@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use migrated_netns::Pair;
 use serde_json::{Value, json};
 
@@ -52,10 +52,10 @@ impl Machine {
             .args(["-M", "microvm,pic=off,pit=off,rtc=off,isa-serial=on,memory-backend=ram"])
             .args(["-object", &memory, "-m", &format!("{}M", ground.guest.memory_mib)])
             .args(["-smp", &ground.guest.vcpus.to_string()])
-            .args(["-nodefaults", "-nographic", "-serial", "null"])
+            .args(["-nodefaults", "-nographic", "-serial", &format!("file:{}", files.join("console").display())])
             .arg("-kernel")
             .arg(&ground.image.image)
-            .args(["-append", &format!("{} vcpus={}", ground.guest.workload, ground.guest.vcpus)])
+            .args(["-append", &ground.guest.workload])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
         if incoming {
             command.args(["-incoming", "defer"]);
@@ -81,7 +81,11 @@ impl Machine {
             if counters.is_some_and(|counters| counters.total.running == ground.guest.vcpus) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "the guest under QEMU is not ready within {PATIENCE:?}");
+            if Instant::now() > deadline {
+                let said = std::fs::read(self.files.join("console")).unwrap_or_default();
+                let said = String::from_utf8_lossy(&said);
+                bail!("the guest under QEMU is not ready within {PATIENCE:?}: {said}");
+            }
             std::thread::sleep(LOOK);
         }
     }

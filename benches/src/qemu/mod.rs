@@ -12,13 +12,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use migrated_api::HostCpuReport;
 use migrated_netns::{ADDRESSES, Pair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::guest::Guest;
 use crate::journey::{BASELINE, SETTLE, Seen, WARM_UP};
-use crate::lab::{PATIENCE, Plan};
+use crate::lab::{Lab, PATIENCE, Plan};
 use crate::report::say;
 use crate::watch::Course;
 use machine::{Ground, Machine};
@@ -70,7 +71,8 @@ impl Program {
     /// Makes an extracted one find its libraries and firmware.
     fn set_up(&self, command: &mut Command) {
         let Some(root) = &self.root else { return };
-        command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"));
+        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|folder| root.join(folder));
+        command.env("LD_LIBRARY_PATH", std::env::join_paths(libraries).unwrap_or_default());
         for data in ["usr/share/qemu", "usr/share/seabios"] {
             command.arg("-L").arg(root.join(data));
         }
@@ -93,20 +95,24 @@ pub struct Traveller {
 }
 
 impl Traveller {
-    /// Boots the guest, as [`crate::journey::Traveller::new`] does.
+    /// Boots the guest, as [`crate::journey::Traveller::new`] does, on a link like that of `lab`.
     ///
     /// # Errors
     /// There is no QEMU, or the guest does not run under it.
-    pub fn new(plan: &Plan, program: Program, guest: &Guest) -> Result<Self> {
+    pub fn new(lab: &Lab, plan: &Plan, program: Program, guest: &Guest) -> Result<Self> {
         say("the same guest under QEMU");
+        // QEMU doesn't tell a guest the frequency of its TSC, as ours is told.
+        let host: HostCpuReport = lab.hosts[0].api.get("/v1/host/cpu")?;
+        let mut guest = guest.clone();
+        guest.workload += &format!(" vcpus={} tsc_khz={}", guest.vcpus, host.dump.tsc_khz);
         let dir = tempfile::Builder::new().prefix("migrated-qemu-").tempdir()?;
         let pair = Pair::make(plan.rate)?;
         let image = counters::build(&plan.binary, &dir.path().join("guest.elf"))?;
-        let ground = ground(&pair, &program, &plan.binary, &image, guest, dir.path());
+        let ground = ground(&pair, &program, &plan.binary, &image, &guest, dir.path());
         let mut machine = Machine::start(&ground, 0, 0, false)?;
         machine.await_ready(&ground)?;
         std::thread::sleep(WARM_UP);
-        let (binary, guest) = (plan.binary.clone(), guest.clone());
+        let binary = plan.binary.clone();
         Ok(Self { machine, at: 0, started: 1, program, binary, guest, image, pair, dir })
     }
 
