@@ -69,7 +69,9 @@ fn client(lab: &Lab) -> Result<f64> {
 
 fn received(json: &[u8]) -> Result<f64> {
     let report: Value = serde_json::from_slice(json)?;
-    report["end"]["sum_received"]["bits_per_second"].as_f64().with_context(|| format!("iperf3 does not say what it received: {report}"))
+    report["end"]["sum_received"]["bits_per_second"]
+        .as_f64()
+        .with_context(|| format!("iperf3 does not say what it received: {report}"))
 }
 
 #[cfg(test)]
@@ -78,7 +80,8 @@ mod tests {
 
     #[test]
     fn what_came_counts() {
-        let report = br#"{"end":{"sum_sent":{"bits_per_second":2.0},"sum_received":{"bits_per_second":1.5}}}"#;
+        let report =
+            br#"{"end":{"sum_sent":{"bits_per_second":2.0},"sum_received":{"bits_per_second":1.5}}}"#;
         assert!((received(report).unwrap() - 1.5).abs() < 1e-9);
         assert!(received(b"{}").is_err());
     }

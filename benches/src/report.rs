@@ -25,7 +25,8 @@ impl Report {
     /// # Errors
     /// The file can't be made.
     pub fn begin(json: Option<&Path>) -> Result<Self> {
-        let create = |path: &Path| File::create(path).with_context(|| format!("can't write {}", path.display()));
+        let create =
+            |path: &Path| File::create(path).with_context(|| format!("can't write {}", path.display()));
         let mut report = Self { json: json.map(create).transpose()? };
         let facts = HostFacts::gather();
         say(&format!(
@@ -123,7 +124,11 @@ pub fn summaries<T>(variants: &[(String, Vec<T>)], measures: &[Measure<T>]) -> S
 fn row(name: &str, variant: &str, summary: &Summary, digits: usize, aim: &str) -> Vec<String> {
     let Summary { count, min, p25, median, p75, max } = *summary;
     let numbers = [min, p25, median, p75, max].map(|number| format!("{number:.digits$}"));
-    [name.to_owned(), variant.to_owned(), count.to_string()].into_iter().chain(numbers).chain([aim.to_owned()]).collect()
+    [name.to_owned(), variant.to_owned(), count.to_string()]
+        .into_iter()
+        .chain(numbers)
+        .chain([aim.to_owned()])
+        .collect()
 }
 
 #[cfg(test)]
@@ -148,7 +153,8 @@ mod tests {
         report.line(&json!({ "run": 1 })).unwrap();
         assert!(!report.end(&["a page".to_owned()]).unwrap());
         let text = std::fs::read_to_string(&file).unwrap();
-        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert!(lines[0]["host"]["cores"].as_u64().unwrap() > 0);
         assert_eq!((&lines[1]["run"], &lines[2]["problems"][0]), (&json!(1), &json!("a page")));
     }

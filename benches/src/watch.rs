@@ -144,7 +144,9 @@ mod tests {
     fn rates_and_areas_of_a_guest_that_stood_still() {
         let start = Instant::now();
         // 1000 a second, nothing from 1 s to 2 s, then 1000 a second.
-        let course = Course::new([(0, 0), (1000, 1000), (2000, 1000), (3000, 2000)].map(|(ms, n)| (after(start, ms), n)));
+        let course = Course::new(
+            [(0, 0), (1000, 1000), (2000, 1000), (3000, 2000)].map(|(ms, n)| (after(start, ms), n)),
+        );
         let rate = |from, to| course.rate(after(start, from), after(start, to)).unwrap();
         assert!((rate(0, 1000) - 1000.0).abs() < 1e-6);
         assert!((rate(500, 2500) - 500.0).abs() < 1e-6, "{}", rate(500, 2500));

@@ -54,7 +54,8 @@ pub fn run(args: &LossArgs) -> Result<bool> {
     if problems.is_empty() {
         ground.end()?;
     }
-    let all = variants.iter().flat_map(|(mode, trials)| trials.iter().map(|trial| (mode.as_str(), trial.outcome)));
+    let all =
+        variants.iter().flat_map(|(mode, trials)| trials.iter().map(|trial| (mode.as_str(), trial.outcome)));
     report.print(&tally("mode", all))?;
     report.print(&format!("\n{}", summaries(&variants, &MEASURES)))?;
     report.end(&problems)

@@ -67,7 +67,8 @@ impl Common {
     /// A guest that also checks as much RAM again that it never writes.
     fn guest(&self) -> Guest {
         let mut guest = Guest::writing(self.memory_mib, self.hot_mib, "random", &self.rate);
-        guest.workload += &format!(" fill={}M", self.hot_mib.min(self.memory_mib.saturating_sub(self.hot_mib + 8)));
+        guest.workload +=
+            &format!(" fill={}M", self.hot_mib.min(self.memory_mib.saturating_sub(self.hot_mib + 8)));
         guest
     }
 }
@@ -91,7 +92,9 @@ fn modes(name: &str) -> Result<Vec<Mode>, String> {
         return Ok(MODES.into());
     }
     let known = MODES.into_iter().find(|mode| mode_name(*mode) == name);
-    known.map(|mode| vec![mode]).ok_or_else(|| format!("{name:?} is no mode; there is auto, precopy, postcopy, hybrid, and mix"))
+    known
+        .map(|mode| vec![mode])
+        .ok_or_else(|| format!("{name:?} is no mode; there is auto, precopy, postcopy, hybrid, and mix"))
 }
 
 fn main() -> ExitCode {

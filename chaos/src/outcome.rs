@@ -28,7 +28,9 @@ impl Outcome {
             record.postcopy.as_ref().is_some_and(|followed| !followed.recoveries.is_empty())
         };
         match record.state {
-            Some(MigrationState::Completed) if recovered(record) || arrival.is_some_and(recovered) => Self::Recovered,
+            Some(MigrationState::Completed) if recovered(record) || arrival.is_some_and(recovered) => {
+                Self::Recovered
+            }
             Some(MigrationState::Completed) => Self::Completed,
             _ => Self::FailedAndKept,
         }
@@ -55,7 +57,8 @@ pub fn tally<'a>(title: &str, moves: impl Iterator<Item = (&'a str, Outcome)>) -
         });
         rows[index].1[outcome as usize] += 1;
     }
-    let all: Vec<_> = (0..Outcome::ALL.len()).map(|n| rows.iter().map(|(_, counts)| counts[n]).sum()).collect();
+    let all: Vec<_> =
+        (0..Outcome::ALL.len()).map(|n| rows.iter().map(|(_, counts)| counts[n]).sum()).collect();
     let text = |name: &str, counts: &[usize]| {
         let numbers = counts.iter().map(ToString::to_string);
         [name.to_owned(), counts.iter().sum::<usize>().to_string()].into_iter().chain(numbers).collect()
@@ -90,7 +93,13 @@ mod tests {
     fn the_rows_add_up() {
         let moves = [("a", Outcome::Completed), ("b", Outcome::Lost), ("a", Outcome::Recovered)];
         let text = tally("state", moves.into_iter());
-        assert!(text.contains("| a     | 2     | 1         | 1         | 0               | 0    |"), "{text}");
-        assert!(text.contains("| all   | 3     | 1         | 1         | 0               | 1    |"), "{text}");
+        assert!(
+            text.contains("| a     | 2     | 1         | 1         | 0               | 0    |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| all   | 3     | 1         | 1         | 0               | 1    |"),
+            "{text}"
+        );
     }
 }

@@ -68,7 +68,11 @@ impl<'a> Ground<'a> {
     }
 
     /// Moves the guest, disturbs it, and sees what becomes of it.
-    pub fn attempt(&mut self, mode: Mode, disturb: impl FnOnce(&UnderWay<'_>) -> Result<()>) -> Result<Trial> {
+    pub fn attempt(
+        &mut self,
+        mode: Mode,
+        disturb: impl FnOnce(&UnderWay<'_>) -> Result<()>,
+    ) -> Result<Trial> {
         let (from, to) = (&self.lab.hosts[self.at], &self.lab.hosts[1 - self.at]);
         let witness = Witness::start(from, to)?;
         let began = Instant::now();
@@ -145,5 +149,10 @@ impl<'a> Ground<'a> {
 /// Tells whoever watches.
 pub fn tell(n: usize, trial: &Trial, what: &str) {
     let why = trial.record.error.as_ref().map(|error| format!(" [{}]", error.code)).unwrap_or_default();
-    say(&format!("{n} {}: {what}: {}{why}, {:.2} s", mode_name(trial.mode), trial.outcome.name(), trial.total_s));
+    say(&format!(
+        "{n} {}: {what}: {}{why}, {:.2} s",
+        mode_name(trial.mode),
+        trial.outcome.name(),
+        trial.total_s
+    ));
 }

@@ -47,7 +47,8 @@ impl Witness {
         let (from, to) = (from.api.another()?, to.api.another()?);
         let end = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&end);
-        let thread = std::thread::Builder::new().name("witness".into()).spawn(move || watch(&from, &to, &told))?;
+        let thread =
+            std::thread::Builder::new().name("witness".into()).spawn(move || watch(&from, &to, &told))?;
         Ok(Self { end, thread })
     }
 
@@ -82,7 +83,9 @@ mod tests {
     #[test]
     fn a_source_that_goes_on_after_the_destination_ran_is_noticed() {
         let mut seen = Seen::default();
-        for (runs, rounds) in [(false, Some(1)), (false, Some(5)), (true, Some(7)), (false, None), (true, Some(7))] {
+        for (runs, rounds) in
+            [(false, Some(1)), (false, Some(5)), (true, Some(7)), (false, None), (true, Some(7))]
+        {
             assert_eq!(seen.look(runs, rounds), None);
         }
         assert!(seen.look(false, Some(8)).unwrap().contains("from round 7 to 8"));

@@ -61,14 +61,13 @@ pub fn run(args: &FaultsArgs) -> Result<bool> {
     report.line(&json!({ "rtt_us": rtt }))?;
     let unlimited = json!({ "mode": "postcopy" });
     let limited = json!({ "mode": "postcopy", "bandwidth_bps": mbit(args.limit_mbit) });
-    let kinds: [(String, Value); 2] = [
-        ("push at full rate".into(), unlimited),
-        (format!("push at {} Mbit/s", args.limit_mbit), limited),
-    ];
+    let kinds: [(String, Value); 2] =
+        [("push at full rate".into(), unlimited), (format!("push at {} Mbit/s", args.limit_mbit), limited)];
 
     let mut traveller =
         Traveller::new(&lab, &Guest::writing(args.memory_mib, args.hot_mib, "random", "max"))?;
-    let mut variants: Vec<(String, Vec<Run>)> = kinds.iter().map(|(name, _)| (name.clone(), Vec::new())).collect();
+    let mut variants: Vec<(String, Vec<Run>)> =
+        kinds.iter().map(|(name, _)| (name.clone(), Vec::new())).collect();
     let mut problems = Vec::new();
     'runs: for run in 1..=args.runs {
         for ((variant, runs), (_, request)) in variants.iter_mut().zip(&kinds) {

@@ -82,7 +82,12 @@ struct Run {
 
 pub fn outrun(args: &OutrunArgs) -> Result<bool> {
     let measures = [
-        Measure { name: "downtime, ms (record)", of: |run: &Run| run.seen.downtime_ms, digits: 2, aim: "< 10" },
+        Measure {
+            name: "downtime, ms (record)",
+            of: |run: &Run| run.seen.downtime_ms,
+            digits: 2,
+            aim: "< 10",
+        },
         Measure { name: "gap the guest saw, ms", of: |run| run.seen.gap_ms, digits: 2, aim: "< 15" },
         STALL,
         TOTAL,
@@ -128,7 +133,8 @@ pub fn hot64(args: &Hot64Args) -> Result<bool> {
 
 const STALL: Measure<Run> =
     Measure { name: "longest standstill, ms", of: |run| run.seen.stall_ms, digits: 2, aim: "" };
-const TOTAL: Measure<Run> = Measure { name: "total, s", of: |run| Some(run.seen.total_s), digits: 3, aim: "" };
+const TOTAL: Measure<Run> =
+    Measure { name: "total, s", of: |run| Some(run.seen.total_s), digits: 3, aim: "" };
 const LOST: Measure<Run> =
     Measure { name: "degradation area, s", of: |run| run.seen.lost_s, digits: 2, aim: "" };
 
@@ -149,7 +155,8 @@ impl Plan<'_> {
             payload.how,
             nonzero
         ))?;
-        report.line(&json!({ "payload_bps": payload.bps, "payload_how": payload.how, "bound_s": bound_s }))?;
+        report
+            .line(&json!({ "payload_bps": payload.bps, "payload_how": payload.how, "bound_s": bound_s }))?;
 
         let mut ours = Traveller::new(&lab, &self.guest)?;
         let mut theirs = None;
@@ -163,11 +170,13 @@ impl Plan<'_> {
 
         let names = self.modes.iter().map(|mode| mode_name(*mode));
         let qemus = qemu::Variant::ALL.iter().filter(|_| theirs.is_some()).map(|variant| variant.name());
-        let mut variants: Vec<(String, Vec<Run>)> = names.chain(qemus).map(|name| (name.into(), Vec::new())).collect();
+        let mut variants: Vec<(String, Vec<Run>)> =
+            names.chain(qemus).map(|name| (name.into(), Vec::new())).collect();
         let mut problems = Vec::new();
         'runs: for run in 1..=self.runs {
             for (index, mode) in self.modes.iter().enumerate() {
-                let Move { seen, record, arrival, problems: wrong, .. } = ours.go(&json!({ "mode": mode }))?;
+                let Move { seen, record, arrival, problems: wrong, .. } =
+                    ours.go(&json!({ "mode": mode }))?;
                 let lost = !wrong.is_empty();
                 problems.extend(wrong);
                 let over_bound = seen.total_s / bound_s;
@@ -185,7 +194,8 @@ impl Plan<'_> {
             for (index, variant) in qemu::Variant::ALL.into_iter().enumerate() {
                 let seen = qemu.go(variant)?;
                 let over_bound = seen.total_s / bound_s;
-                let made = Run { variant: variant.name(), run, seen, over_bound, record: None, arrival: None };
+                let made =
+                    Run { variant: variant.name(), run, seen, over_bound, record: None, arrival: None };
                 keep(&mut report, &mut variants[self.modes.len() + index].1, made)?;
             }
             qemu.rest()?;

@@ -20,6 +20,9 @@ pub struct PrefetchArgs {
     /// Moves of each kind; there and back is two.
     #[arg(long, default_value_t = 10)]
     runs: usize,
+    /// Orders in which the guest reads: seq, random, zipf.
+    #[arg(long, value_delimiter = ',', default_value = "seq,zipf")]
+    patterns: Vec<String>,
     /// Guest RAM in MiB.
     #[arg(long, default_value_t = 192)]
     memory_mib: u64,
@@ -69,7 +72,7 @@ pub fn run(args: &PrefetchArgs) -> Result<bool> {
     ];
     let mut variants: Vec<(String, Vec<Run>)> = Vec::new();
     let mut problems = Vec::new();
-    for pattern in ["seq", "zipf"] {
+    for pattern in &args.patterns {
         let mut guest = Guest::writing(args.memory_mib, args.hot_mib, pattern, "max");
         guest.workload += " readonly=100";
         let mut travellers = Vec::new();
@@ -88,8 +91,19 @@ pub fn run(args: &PrefetchArgs) -> Result<bool> {
                 let Some(arrival) = made.arrival.filter(|_| problems.is_empty()) else { break 'runs };
                 traveller.rest()?;
                 let hot_pages = args.hot_mib << 8;
-                let run = Run { variant: variant.clone(), run, hot_pages, seen: made.seen, record: made.record, arrival };
-                say(&format!("run {} {variant}: faults on {:.1} % of the working set", run.run, run.faults().unwrap_or(0.0)));
+                let run = Run {
+                    variant: variant.clone(),
+                    run,
+                    hot_pages,
+                    seen: made.seen,
+                    record: made.record,
+                    arrival,
+                };
+                say(&format!(
+                    "run {} {variant}: faults on {:.1} % of the working set",
+                    run.run,
+                    run.faults().unwrap_or(0.0)
+                ));
                 report.line(&run)?;
                 runs.push(run);
             }
@@ -107,7 +121,12 @@ pub fn run(args: &PrefetchArgs) -> Result<bool> {
 const MEASURES: [Measure<Run>; 5] = [
     Measure { name: "network faults, % of the working set", of: Run::faults, digits: 2, aim: "" },
     Measure { name: "sent by fault, %", of: |run| run.share(|sent| sent.pages_fault), digits: 2, aim: "" },
-    Measure { name: "sent by prefetch, %", of: |run| run.share(|sent| sent.pages_prefetch), digits: 2, aim: "" },
+    Measure {
+        name: "sent by prefetch, %",
+        of: |run| run.share(|sent| sent.pages_prefetch),
+        digits: 2,
+        aim: "",
+    },
     Measure { name: "sent by push, %", of: |run| run.share(|sent| sent.pages_push), digits: 2, aim: "" },
     Measure { name: "degradation area, s", of: |run| run.seen.lost_s, digits: 2, aim: "" },
 ];

@@ -57,7 +57,8 @@ pub fn run(args: &ThrottleArgs) -> Result<bool> {
     let payload = Payload::of(&lab, rate)?;
     // The rate is shared out among two vCPUs: the one that writes gets twice what the link carries.
     let pages = payload.bps / PAGE_BITS;
-    let mut guest = Guest::writing(args.memory_mib, args.hot_mib, "random", &format!("{:.0}", 2.0 * 2.0 * pages));
+    let mut guest =
+        Guest::writing(args.memory_mib, args.hot_mib, "random", &format!("{:.0}", 2.0 * 2.0 * pages));
     guest.vcpus = 2;
     guest.workload += " readers=1";
     report.print(&format!(
@@ -78,7 +79,10 @@ pub fn run(args: &ThrottleArgs) -> Result<bool> {
         let writer_kept_percent = made.kept_percent(|counters| counters.writes);
         problems.extend(made.problems);
         let run = Run { run, seen: made.seen, reader_kept_percent, writer_kept_percent, record: made.record };
-        say(&format!("run {}: total {:.3} s, reader keeps {:?} %", run.run, run.seen.total_s, reader_kept_percent));
+        say(&format!(
+            "run {}: total {:.3} s, reader keeps {:?} %",
+            run.run, run.seen.total_s, reader_kept_percent
+        ));
         report.line(&run)?;
         variants[0].1.push(run);
         if !problems.is_empty() {

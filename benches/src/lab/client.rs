@@ -95,8 +95,10 @@ impl Api {
     fn call(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, ApiError> {
         let asked = async { tokio::time::timeout(PATIENCE, self.send(method, path, body)).await };
         let answered = self.runtime.block_on(asked).unwrap_or_else(|_| Err("no answer".into()));
-        let (status, body) = answered
-            .map_err(|reason| ApiError::Unreachable { socket: self.socket.clone(), reason: reason.to_string() })?;
+        let (status, body) = answered.map_err(|reason| ApiError::Unreachable {
+            socket: self.socket.clone(),
+            reason: reason.to_string(),
+        })?;
         if (200..300).contains(&status) {
             return Ok(body);
         }

@@ -20,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// One QEMU in a network namespace, with the workload guest or waiting for it. Dropped, it is killed.
 #[derive(Debug)]
 pub(super) struct Machine {
+    /// The host that it runs on.
+    pub(super) host: usize,
     child: Child,
     pub(super) qmp: Qmp,
     files: PathBuf,
@@ -43,7 +45,8 @@ impl Machine {
         let files = ground.dir.join(format!("qemu-{n}"));
         std::fs::create_dir(&files)?;
         let socket = files.join("qmp.sock");
-        let memory = format!("memory-backend-memfd,id=ram,size={}M,share=on,prealloc=on", ground.guest.memory_mib);
+        // QEMU's own default, touched before it is measured.
+        let memory = format!("memory-backend-ram,id=ram,size={}M,prealloc=on", ground.guest.memory_mib);
         let mut command = ground.pair.command(index, &ground.program.path);
         ground.program.set_up(&mut command);
         command
@@ -52,7 +55,12 @@ impl Machine {
             .args(["-M", "microvm,pic=off,pit=off,rtc=off,isa-serial=on,memory-backend=ram"])
             .args(["-object", &memory, "-m", &format!("{}M", ground.guest.memory_mib)])
             .args(["-smp", &ground.guest.vcpus.to_string()])
-            .args(["-nodefaults", "-nographic", "-serial", &format!("file:{}", files.join("console").display())])
+            .args([
+                "-nodefaults",
+                "-nographic",
+                "-serial",
+                &format!("file:{}", files.join("console").display()),
+            ])
             .arg("-kernel")
             .arg(&ground.image.image)
             .args(["-append", &ground.guest.workload])
@@ -69,7 +77,7 @@ impl Machine {
             let said = std::fs::read_to_string(files.join("log")).unwrap_or_default();
             Err(error.context(said))
         })?;
-        Ok(Self { child, qmp, files, saved: 0 })
+        Ok(Self { host: index, child, qmp, files, saved: 0 })
     }
 
     /// Waits until the guest has filled its memory and runs.

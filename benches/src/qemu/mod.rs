@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use migrated_api::HostCpuReport;
 use migrated_netns::{ADDRESSES, Pair};
 use serde_json::{Value, json};
@@ -83,7 +83,6 @@ impl Program {
 #[derive(Debug)]
 pub struct Traveller {
     machine: Machine,
-    at: usize,
     started: u32,
     program: Program,
     binary: PathBuf,
@@ -113,7 +112,7 @@ impl Traveller {
         machine.await_ready(&ground)?;
         std::thread::sleep(WARM_UP);
         let binary = plan.binary.clone();
-        Ok(Self { machine, at: 0, started: 1, program, binary, guest, image, pair, dir })
+        Ok(Self { machine, started: 1, program, binary, guest, image, pair, dir })
     }
 
     /// Stops the guest, so that it takes nothing from what is measured meanwhile.
@@ -139,8 +138,9 @@ impl Traveller {
     /// # Errors
     /// QEMU refuses or fails, or the guest lost something.
     pub fn go(&mut self, variant: Variant) -> Result<Seen> {
-        let ground = ground(&self.pair, &self.program, &self.binary, &self.image, &self.guest, self.dir.path());
-        let to = 1 - self.at;
+        let ground =
+            ground(&self.pair, &self.program, &self.binary, &self.image, &self.guest, self.dir.path());
+        let to = 1 - self.machine.host;
         let address = format!("tcp:{}:{PORT}", ADDRESSES[to]);
         let mut incoming = Machine::start(&ground, to, self.started, true)?;
         self.started += 1;
@@ -158,23 +158,88 @@ impl Traveller {
         look(&mut incoming, &self.image, &mut saved, Instant::now() + SETTLE)?;
         let after = incoming.counters(&ground)?;
         self.machine = incoming;
-        self.at = to;
 
         let lost = (after.total.errors, after.total.tsc_backward_steps);
         ensure!(lost == (0, 0), "the guest under QEMU found (pages lost, TSC backward): {lost:?}");
-        let (moments, files): (Vec<_>, Vec<_>) = saved.into_iter().unzip();
-        let read = moments.into_iter().zip(counters::read(&self.binary, &files)?);
-        for file in files {
-            std::fs::remove_file(file)?;
-        }
-        let accesses = |(at, counters): (Instant, Option<counters::Counters>)| {
-            counters.map(|counters| (at, counters.total.pages_written + counters.total.pages_read))
+        let looks = read(&self.binary, saved)?;
+        let course = looks
+            .iter()
+            .map(|look| (look.at, look.counters.total.pages_written + look.counters.total.pages_read));
+        let course = Course::new(course);
+        let ms = |us: u64| us as f64 / 1e3;
+        let seen = Seen {
+            // By its second look there the guest has looked at its clock after the switch; later it waits for pages.
+            gap_ms: looks
+                .iter()
+                .filter(|look| look.host == to)
+                .nth(1)
+                .map(|look| ms(look.counters.gap_since(before.tsc()))),
+            stall_ms: Some(ms(after.gap_since(before.tsc()))),
+            total_s,
+            ..Seen::default()
         };
-        let course = Course::new(read.filter_map(accesses));
-        let gap_ms = Some(after.gap_since(before.tsc()) as f64 / 1e3);
-        let seen = Seen { gap_ms, stall_ms: gap_ms, total_s, ..Seen::default() };
         Ok(seen.with_work(&course, began, ended))
     }
+}
+
+/// Follows a migration to its end, and switches to post-copy as soon as it may. Gives its total time in seconds.
+fn follow(
+    from: &mut Machine,
+    to: &mut Machine,
+    image: &counters::Image,
+    saved: &mut Vec<Saved>,
+) -> Result<f64> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut switched = false;
+    loop {
+        let migration: Value = from.migration()?;
+        match migration["status"].as_str().unwrap_or_default() {
+            "active" if !switched => {
+                from.qmp.execute("migrate-start-postcopy", json!({}))?;
+                switched = true;
+            }
+            "completed" => {
+                let ms = migration["total-time"].as_f64();
+                return Ok(ms.context("QEMU does not say how long it took")? / 1e3);
+            }
+            "failed" | "cancelled" => bail!("QEMU's migration failed: {migration}"),
+            _ => {}
+        }
+        for machine in [&mut *from, &mut *to] {
+            if machine.is_running()? {
+                save(machine, image, saved)?;
+            }
+        }
+        ensure!(Instant::now() < deadline, "QEMU's migration takes longer than {PATIENCE:?}: {migration}");
+        std::thread::sleep(PERIOD);
+    }
+}
+
+/// Counters that were saved.
+#[derive(Debug)]
+struct Saved {
+    at: Instant,
+    host: usize,
+    file: PathBuf,
+}
+
+/// Counters that were read.
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    host: usize,
+    counters: counters::Counters,
+}
+
+/// Reads all that was saved, and removes the files.
+fn read(binary: &Path, saved: Vec<Saved>) -> Result<Vec<Look>> {
+    let files: Vec<_> = saved.iter().map(|saved| saved.file.clone()).collect();
+    let read = counters::read(binary, &files)?;
+    files.iter().try_for_each(std::fs::remove_file)?;
+    let looks = saved.into_iter().zip(read);
+    Ok(looks
+        .filter_map(|(Saved { at, host, .. }, counters)| Some(Look { at, host, counters: counters? }))
+        .collect())
 }
 
 fn ground<'a>(
@@ -188,41 +253,21 @@ fn ground<'a>(
     Ground { pair, program, binary, image: image.clone(), guest, dir }
 }
 
-type Saved = Vec<(Instant, PathBuf)>;
-
 /// Looks at the guest's counters until a moment.
-fn look(machine: &mut Machine, image: &counters::Image, saved: &mut Saved, until: Instant) -> Result<()> {
+fn look(
+    machine: &mut Machine,
+    image: &counters::Image,
+    saved: &mut Vec<Saved>,
+    until: Instant,
+) -> Result<()> {
     while Instant::now() < until {
-        saved.push((Instant::now(), machine.save(image)?));
+        save(machine, image, saved)?;
         std::thread::sleep(PERIOD);
     }
     Ok(())
 }
 
-/// Follows a migration to its end, and switches to post-copy as soon as it may. Gives its total time in seconds.
-fn follow(from: &mut Machine, to: &mut Machine, image: &counters::Image, saved: &mut Saved) -> Result<f64> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut switched = false;
-    loop {
-        let migration: Value = from.migration()?;
-        match migration["status"].as_str().unwrap_or_default() {
-            "active" if !switched => {
-                from.qmp.execute("migrate-start-postcopy", json!({}))?;
-                switched = true;
-            }
-            "completed" => {
-                let ms = migration["total-time"].as_f64().unwrap_or_default();
-                return Ok(ms / 1e3);
-            }
-            "failed" | "cancelled" => bail!("QEMU's migration failed: {migration}"),
-            _ => {}
-        }
-        // Counters of a guest that stands between the hosts are those of either.
-        let running = if from.is_running()? { &mut *from } else { &mut *to };
-        if running.is_running()? {
-            saved.push((Instant::now(), running.save(image)?));
-        }
-        ensure!(Instant::now() < deadline, "QEMU's migration takes longer than {PATIENCE:?}: {migration}");
-        std::thread::sleep(PERIOD);
-    }
+fn save(machine: &mut Machine, image: &counters::Image, saved: &mut Vec<Saved>) -> Result<()> {
+    saved.push(Saved { at: Instant::now(), host: machine.host, file: machine.save(image)? });
+    Ok(())
 }

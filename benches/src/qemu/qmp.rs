@@ -25,7 +25,8 @@ impl Qmp {
             match UnixStream::connect(socket) {
                 Ok(stream) => break stream,
                 Err(error) if Instant::now() > deadline => {
-                    return Err(error).with_context(|| format!("QEMU does not listen at {}", socket.display()));
+                    return Err(error)
+                        .with_context(|| format!("QEMU does not listen at {}", socket.display()));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::NetnsError;
 use crate::filter::{self, Fault};
 use crate::run::{run, run_with};
-use crate::NetnsError;
 
 /// Name of both ends of the link: each is alone in its namespace.
 pub(crate) const LINK: &str = "veth0";

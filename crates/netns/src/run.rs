@@ -14,9 +14,11 @@ pub(crate) fn run(program: &str, args: &[&str]) -> Result<String, NetnsError> {
 pub(crate) fn run_with(program: &str, args: &[&str], input: &str) -> Result<String, NetnsError> {
     let command = || format!("{program} {}", args.join(" "));
     let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => {
-            NetnsError::NoProgram { command: command(), program: program.to_owned(), package: package(program) }
-        }
+        io::ErrorKind::NotFound => NetnsError::NoProgram {
+            command: command(),
+            program: program.to_owned(),
+            package: package(program),
+        },
         _ => NetnsError::Io { command: command(), source },
     };
     let mut child = Command::new(program)

@@ -22,7 +22,8 @@ pub(crate) use read::read_if;
 
 pub use params::{Content, KEYS, Leaves, Params as WorkloadParams, Pattern, Rate};
 pub use read::{
-    ErrorCounts, FirstError, Gap, Totals, VcpuCounters, VcpuStatus, WorkloadCounters, counters_range, read, read_saved,
+    ErrorCounts, FirstError, Gap, Totals, VcpuCounters, VcpuStatus, WorkloadCounters, counters_range, read,
+    read_saved,
 };
 
 use layout::{ARENA_BASE, Arena, Plan};

@@ -195,7 +195,8 @@ mod tests {
 
     #[test]
     fn a_page_is_handed_out_once_and_the_push_goes_on_behind_the_last_fault_and_wraps() {
-        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
+        let (mut drain, mut counts) =
+            (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
         let mut seen = PageSet::empty(&layout());
         let mut take = |runs: &mut Vec<PageRun>| {
             let first = runs.first().copied();
@@ -229,7 +230,8 @@ mod tests {
 
     #[test]
     fn what_is_in_a_page_channel_s_queue_overtakes_itself_once() {
-        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
+        let (mut drain, mut counts) =
+            (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
         let mut out = Vec::new();
         assert!(drain.take_push(&mut counts, &mut out));
         let remaining = drain.remaining();
@@ -248,7 +250,8 @@ mod tests {
 
     #[test]
     fn a_flood_of_requests_and_pages_outside_of_ram_are_refused() {
-        let (mut drain, mut counts) = (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
+        let (mut drain, mut counts) =
+            (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
         assert!(drain.request(&[run(1, 9_999, 2)], &layout(), &mut counts).is_err());
         assert!(drain.request(&[run(2, 0, 1)], &layout(), &mut counts).is_err());
         assert!(drain.request(&[run(1, 0, 5000)], &layout(), &mut counts).is_err());

@@ -229,7 +229,8 @@ impl StopAndCopy {
             common.announce(&dirty, missing.len());
         }
         common.counts().missing_pages = missing.len();
-        self.rest = Rest::Following(Box::new(Drain::new(self.n, missing, common.config.limits.prefetch_pages)));
+        self.rest =
+            Rest::Following(Box::new(Drain::new(self.n, missing, common.config.limits.prefetch_pages)));
         self.acked = true;
         self.doing = Doing::Saving;
         common.act(SourceAction::SaveState);

@@ -25,6 +25,8 @@ fn what_people_type_is_taken_or_refused() {
         "migrated certs init --dir d a b",
         "migrated completions bash",
         "migrated vm create --name a --workload hot=1M --cpu-baseline intel-haswell+spec",
+        "migrated workload build --out f --vcpus 2 --json",
+        "migrated workload counters a b",
         "migrated cpu show",
         "migrated cpu dump --json",
         "migrated cpu baseline --list",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use machine::Machine;
 use migrated_testkit::{require, wait_until};
-use migrated_vmm::workload::{FirstError, VcpuStatus, WorkloadCounters};
+use migrated_vmm::workload::{FirstError, VcpuStatus, WorkloadCounters, counters_range, read_saved};
 
 const MIB: usize = 1 << 20;
 const RAM: [(u64, usize); 1] = [(0, 32 * MIB)];
@@ -47,6 +47,21 @@ fn ram_above_the_hole_holds_pages_too() {
     let counters = machine.wait("2 passes", |c| c.total.passes >= 2 && c.total.checker_passes >= 2);
     assert_sound(&counters, "RAM in two pieces");
     assert!(counters.fill_address >= 4 << 30);
+}
+
+#[test]
+fn counters_that_were_saved_are_read_as_those_in_ram() {
+    require!(Kvm);
+    let machine = Machine::start(&RAM, 2, "hot=4M fill=4M rate=max");
+    let before = machine.wait_running(2);
+    let (address, length) = counters_range(2);
+    let saved: Vec<u8> = (0..length / PAGE).flat_map(|page| machine.page(address + page * PAGE)).collect();
+    let counters = read_saved(&saved).unwrap();
+    assert_sound(&counters, "saved");
+    assert_eq!((counters.hot_address, counters.tsc_khz), (before.hot_address, before.tsc_khz));
+    assert!(counters.total.heartbeat >= before.total.heartbeat);
+    assert_eq!(read_saved(&saved[..PAGE as usize]), None, "one page holds no vCPU's");
+    assert_eq!(read_saved(&[]), None);
 }
 
 #[test]
