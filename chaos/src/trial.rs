@@ -119,10 +119,8 @@ impl<'a> Ground<'a> {
             if let (Some(vm), None) = (&at_home, &abroad) {
                 let now = rounds(vm).filter(|_| vm.state == VmState::Running);
                 // It must be seen to go on, not only be said to.
-                if let (Some(before), Some(now)) = (before, now) {
-                    if now > before {
-                        return Ok(vm.workload.as_ref().and_then(guest::losses));
-                    }
+                if before.zip(now).is_some_and(|(before, now)| now > before) {
+                    return Ok(vm.workload.as_ref().and_then(guest::losses));
                 }
                 before = before.or(now);
             }

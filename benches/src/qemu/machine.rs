@@ -71,11 +71,10 @@ impl Machine {
         let log = std::fs::File::create(files.join("log"))?;
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let mut child = child.context("can't start QEMU")?;
-        let qmp = Qmp::connect(&socket).or_else(|error| {
-            let _ = child.kill();
-            let _ = child.wait();
-            let said = std::fs::read_to_string(files.join("log")).unwrap_or_default();
-            Err(error.context(said))
+        let qmp = Qmp::connect(&socket).map_err(|error| {
+            // A killed child can always be waited for.
+            let _ = child.kill().and_then(|()| child.wait());
+            error.context(std::fs::read_to_string(files.join("log")).unwrap_or_default())
         })?;
         Ok(Self { host: index, child, qmp, files, saved: 0 })
     }
