@@ -13,5 +13,6 @@ pub mod payload;
 pub mod qemu;
 pub mod report;
 pub mod rtt;
+pub mod signals;
 pub mod statistics;
 pub mod watch;

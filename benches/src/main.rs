@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use migrated_bench::lab::{self, Plan};
+use migrated_bench::signals;
 
 /// Measures migrations between two daemons on this machine, in network namespaces of their own. Needs root,
 /// /dev/kvm, iproute2 and nftables; iperf3 where it is there. Build `migrated` with --release before.
@@ -55,19 +56,12 @@ impl Common {
 }
 
 fn main() -> ExitCode {
-    let ran = match Cli::parse().command {
-        Command::Outrun(args) => commands::moves::outrun(&args),
-        Command::Hot64(args) => commands::moves::hot64(&args),
-        Command::Faults(args) => commands::faults::run(&args),
-        Command::Prefetch(args) => commands::prefetch::run(&args),
-        Command::Throttle(args) => commands::throttle::run(&args),
-    };
-    match ran {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let command = Cli::parse().command;
+    signals::run(|| match &command {
+        Command::Outrun(args) => commands::moves::outrun(args),
+        Command::Hot64(args) => commands::moves::hot64(args),
+        Command::Faults(args) => commands::faults::run(args),
+        Command::Prefetch(args) => commands::prefetch::run(args),
+        Command::Throttle(args) => commands::throttle::run(args),
+    })
 }

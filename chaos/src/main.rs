@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use migrated_api::Mode;
 use migrated_bench::guest::Guest;
 use migrated_bench::lab::{self, Plan};
+use migrated_bench::signals;
 
 /// Moves a guest that checks its own memory between two daemons on this machine, in network namespaces of their
 /// own, and breaks the link between them. Needs root, /dev/kvm, iproute2 and nftables. Build `migrated` with --release
@@ -98,16 +99,9 @@ fn modes(name: &str) -> Result<Vec<Mode>, String> {
 }
 
 fn main() -> ExitCode {
-    let ran = match Cli::parse().command {
-        Command::Cuts(args) => cuts::run(&args),
-        Command::Loss(args) => loss::run(&args),
-    };
-    match ran {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let command = Cli::parse().command;
+    signals::run(|| match &command {
+        Command::Cuts(args) => cuts::run(args),
+        Command::Loss(args) => loss::run(args),
+    })
 }

@@ -1,8 +1,10 @@
 //! Commands in small, with the `migrated` that lies beside the program: `cargo test --workspace` builds both.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
 
 use migrated_testkit::require;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 fn chaos(args: &[&str]) -> Output {
@@ -38,4 +40,27 @@ fn a_guest_moves_over_a_link_that_loses_packets() {
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("| precopy | 1     | 1         | 0         | 0               | 0    |"), "{said}");
+}
+
+#[test]
+fn an_interrupt_leaves_nothing() {
+    require!(Kvm, Userfaultfd, Netns);
+    let files = tempfile::tempdir().unwrap();
+    let mut chaos: Child = Command::new(env!("CARGO_BIN_EXE_migrated-chaos"))
+        .args(["loss", "--count", "1000", "--memory-mib", "32", "--hot-mib", "4"])
+        .env("TMPDIR", files.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(chaos.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.by_ref().any(|line| line.starts_with("1 auto: ")), "a move is over, and the next under way");
+    kill_process(Pid::from_child(&chaos), Signal::INT).unwrap();
+    let last = said.last().unwrap();
+    assert!(last.starts_with("ended by a signal"), "{last}");
+    assert_eq!(chaos.wait().unwrap().code(), Some(130));
+    assert_eq!(std::fs::read_dir(files.path()).unwrap().count(), 0);
+    let namespaces = std::fs::read_dir("/run/netns").unwrap().map(|entry| entry.unwrap().file_name());
+    let own = format!("mgd-{}-", chaos.id());
+    assert!(namespaces.map(|name| name.into_string().unwrap()).all(|name| !name.starts_with(&own)));
 }

@@ -10,4 +10,4 @@ mod run;
 
 pub use error::NetnsError;
 pub use filter::Fault;
-pub use pair::{ADDRESSES, Pair};
+pub use pair::{ADDRESSES, Pair, kill_everything_inside};

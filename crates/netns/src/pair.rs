@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -29,6 +30,22 @@ const END: Duration = Duration::from_secs(10);
 /// Time between two looks at what nobody announces.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// Namespaces that this process has.
+static MADE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Kills whatever runs in any pair's namespaces: for who is told to end, and wants every wait for a program inside to
+/// end as well, so that pairs are dropped in order.
+pub fn kill_everything_inside() {
+    let made = made().clone();
+    // One that is gone has nothing in it.
+    made.iter().filter_map(|name| pids(name).ok()).for_each(|pids| kill(&pids));
+}
+
+fn made() -> MutexGuard<'static, Vec<String>> {
+    // A list of names is whole whoever panicked.
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Two network namespaces, joined by a pair of virtual Ethernet devices. Hosts are told apart by index, 0 and 1.
 #[derive(Debug)]
 pub struct Pair {
@@ -50,6 +67,7 @@ impl Pair {
         for side in ["a", "b"] {
             let name = format!("mgd-{}-{number}{side}", std::process::id());
             run("ip", &["netns", "add", &name])?;
+            made().push(name.clone());
             pair.made.push(name);
         }
         pair.join()?;
@@ -146,7 +164,9 @@ impl Pair {
     pub fn remove(&mut self) -> Vec<NetnsError> {
         let removed = self.made.drain(..).map(|name| {
             kill_all(&name)?;
-            run("ip", &["netns", "delete", &name]).map(drop)
+            run("ip", &["netns", "delete", &name])?;
+            made().retain(|made| *made != name);
+            Ok(())
         });
         removed.filter_map(Result::err).collect()
     }
@@ -176,10 +196,14 @@ fn kill_all(namespace: &str) -> Result<(), NetnsError> {
         if Instant::now() > deadline {
             return Err(NetnsError::Survivors { namespace: namespace.to_owned(), pids });
         }
-        for pid in pids.iter().filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?)) {
-            // It may have ended just now.
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        kill(&pids);
         std::thread::sleep(LOOK);
+    }
+}
+
+fn kill(pids: &[u32]) {
+    for pid in pids.iter().filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?)) {
+        // It may have ended just now.
+        let _ = kill_process(pid, Signal::KILL);
     }
 }
