@@ -32,6 +32,9 @@ pub struct PrefetchArgs {
     /// The link in Mbit/s.
     #[arg(long, default_value_t = 1000)]
     link_mbit: u64,
+    /// Limit of the migrations in Mbit/s, so that the background push does not bring everything before it is asked for.
+    #[arg(long)]
+    limit_mbit: Option<u64>,
 }
 
 /// Configuration of daemons that send nothing ahead of a fault.
@@ -70,6 +73,7 @@ pub fn run(args: &PrefetchArgs) -> Result<bool> {
         ("with", Lab::new(&args.common.plan(rate, "")?)?),
         ("without", Lab::new(&args.common.plan(rate, WITHOUT)?)?),
     ];
+    let request = json!({ "mode": "postcopy", "bandwidth_bps": args.limit_mbit.map(mbit) });
     let mut variants: Vec<(String, Vec<Run>)> = Vec::new();
     let mut problems = Vec::new();
     for pattern in &args.patterns {
@@ -86,7 +90,7 @@ pub fn run(args: &PrefetchArgs) -> Result<bool> {
         'runs: for run in 1..=args.runs {
             for (traveller, (variant, runs)) in travellers.iter_mut().zip(&mut variants[first..]) {
                 traveller.wake()?;
-                let made = traveller.go(&json!({ "mode": "postcopy" }))?;
+                let made = traveller.go(&request)?;
                 problems.extend(made.problems);
                 let Some(arrival) = made.arrival.filter(|_| problems.is_empty()) else { break 'runs };
                 traveller.rest()?;
