@@ -25,7 +25,8 @@ impl Outcome {
             return Self::Lost;
         }
         let recovered = |record: &MigrationRecord| {
-            record.postcopy.as_ref().is_some_and(|followed| !followed.recoveries.is_empty())
+            let followed = record.postcopy.as_ref().map_or(0, |followed| followed.recoveries.len());
+            record.reconnects.len() + followed > 0
         };
         match record.state {
             Some(MigrationState::Completed) if recovered(record) || arrival.is_some_and(recovered) => {
@@ -81,6 +82,8 @@ mod tests {
     #[test]
     fn a_move_is_what_became_of_it() {
         let completed = ended(MigrationState::Completed);
+        let reconnected = MigrationRecord { reconnects: vec![Recovery::default()], ..completed.clone() };
+        assert_eq!(Outcome::of(&reconnected, Some(&completed), &[]), Outcome::Recovered);
         let followed = Postcopy { recoveries: vec![Recovery::default()], ..Postcopy::default() };
         let recovered = MigrationRecord { postcopy: Some(followed), ..completed.clone() };
         assert_eq!(Outcome::of(&completed, Some(&completed), &[]), Outcome::Completed);
