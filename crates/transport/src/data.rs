@@ -1,6 +1,7 @@
+use migrated_wire::PathSample;
 use vm_memory::VolatileSlice;
 
-use crate::{DataReceiver, DataSender, Hangup, Stream, TransportError};
+use crate::{DataReceiver, DataSender, Hangup, SendPace, Stream, TransportError};
 
 /// A stream as the source's end of a page channel.
 #[must_use]
@@ -31,6 +32,14 @@ impl DataSender for Channel {
 
     fn bytes_sent(&self) -> u64 {
         self.0.writer.bytes_sent()
+    }
+
+    fn path(&self) -> Option<PathSample> {
+        self.0.writer.path()
+    }
+
+    fn set_pace(&mut self, pace: SendPace) {
+        self.0.writer.set_pace(pace);
     }
 
     fn hangup(&self) -> Hangup {

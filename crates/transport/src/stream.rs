@@ -1,8 +1,9 @@
 use std::time::Duration;
 
+use migrated_wire::PathSample;
 use vm_memory::VolatileSlice;
 
-use crate::{Hangup, TransportError};
+use crate::{Hangup, SendPace, TransportError};
 
 /// What a transport over byte streams has to bring: a connected, authenticated stream in two halves
 /// that two threads may use at the same time. The rest (hello, framing, listening) is here, once.
@@ -61,4 +62,12 @@ pub trait StreamWriter: Send {
 
     /// Bytes handed to the network so far.
     fn bytes_sent(&self) -> u64;
+
+    /// As [`DataSender::path`](crate::DataSender::path).
+    fn path(&self) -> Option<PathSample> {
+        None
+    }
+
+    /// As [`DataSender::set_pace`](crate::DataSender::set_pace).
+    fn set_pace(&mut self, _pace: SendPace) {}
 }

@@ -1,10 +1,11 @@
 //! What travels between two hosts: the hello that opens every channel, control messages, page
-//! frames, their limits and their errors. No I/O: decoders take bytes, encoders give bytes.
+//! frames, their limits and their errors; and what is known of the path under a channel. No I/O: decoders take bytes, encoders give bytes.
 
 mod error;
 mod frame;
 mod hello;
 mod message;
+mod path;
 mod pieces;
 
 pub use error::WireError;
@@ -21,4 +22,5 @@ pub use message::{
     PostcopyUse, Section, SectionName, ToDestination, ToSource, VerifyWhen, bounded_text, decode_message,
     encode_message,
 };
+pub use path::PathSample;
 pub use pieces::{MAX_PIECE_PAGES, PageSetPiece, PieceBits};

@@ -3,7 +3,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migrated_transport::{Stream, StreamReader, StreamWriter, TransportError};
+use migrated_transport::{SendPace, Stream, StreamReader, StreamWriter, TransportError};
+use migrated_wire::PathSample;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
@@ -101,6 +102,14 @@ impl StreamWriter for Writer {
 
     fn bytes_sent(&self) -> u64 {
         self.sent
+    }
+
+    fn path(&self) -> Option<PathSample> {
+        sys::path(self.socket.as_fd()).ok()
+    }
+
+    fn set_pace(&mut self, pace: SendPace) {
+        socket::set_pace(&self.socket, pace);
     }
 }
 

@@ -3,12 +3,15 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use migrated_transport::{Endpoint, Hangup, TransportError};
+use migrated_transport::{Endpoint, Hangup, SendPace, TransportError};
 use rustix::net::Shutdown;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use std::sync::Arc;
+
+use crate::sys;
 
 /// A peer that acknowledges nothing for this long is dead (`TCP_USER_TIMEOUT`). The kernel looks when it
 /// probes or retransmits, up to a second later: within the 5 s in which a dead peer must be noticed.
@@ -83,6 +86,15 @@ pub(crate) fn set_urgent(socket: &TcpStream) -> Result<(), TransportError> {
     SockRef::from(socket)
         .set_tcp_notsent_lowat(URGENT_UNSENT)
         .map_err(|source| TransportError::Local { what: "can't set TCP_NOTSENT_LOWAT".to_owned(), source })
+}
+
+/// Lets the kernel spread what the socket sends (`SO_MAX_PACING_RATE`, which needs no queueing discipline
+/// since Linux 4.13), and bounds what it holds unsent (`TCP_NOTSENT_LOWAT`, where 0 is the system's own).
+pub(crate) fn set_pace(socket: &TcpStream, pace: SendPace) {
+    let paced = sys::set_max_pacing_rate(socket.as_fd(), pace.bytes_per_second);
+    let unsent = SockRef::from(socket).set_tcp_notsent_lowat(pace.unsent.unwrap_or(0));
+    // It is an aid: the sender keeps to its rate by itself as well. A socket that is closed refuses it.
+    let _ = paced.and(unsent);
 }
 
 /// Ends all waits on the socket. It keeps no descriptor open: a channel that was dropped is closed,

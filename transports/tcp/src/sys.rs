@@ -1,4 +1,5 @@
-//! The two system calls of the page path, straight from and to guest memory. The crate's unsafe room.
+//! The two system calls of the page path, straight from and to guest memory, and socket options that no library
+//! has. The crate's unsafe room.
 //!
 //! Guest memory may change while the kernel copies it. That is no data race in Rust's sense, because
 //! no Rust code makes or reads a reference to it: addresses go to the kernel, and bytes that
@@ -8,7 +9,9 @@ use std::array;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::time::Duration;
 
+use migrated_wire::PathSample;
 use vm_memory::VolatileSlice;
 
 /// Most pieces given to one system call; the kernel takes 1024 (`IOV_MAX`). 1 MiB of scattered pages.
@@ -93,6 +96,54 @@ fn moved(result: isize) -> io::Result<Option<usize>> {
     }
 }
 
+/// What the kernel knows of the way to the peer (`TCP_INFO`).
+pub(crate) fn path(socket: BorrowedFd<'_>) -> io::Result<PathSample> {
+    // SAFETY: tcp_info is plain data for which zero is a valid value of every field.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which has as many, and what it wrote to
+    // `length`. A kernel that knows fewer fields leaves the rest zero.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let micros = |us: u32| Duration::from_micros(us.into());
+    Ok(PathSample {
+        rtt: micros(info.tcpi_rtt),
+        rtt_variation: micros(info.tcpi_rttvar),
+        // The kernel's word for "not known" is all ones.
+        min_rtt: if info.tcpi_min_rtt == u32::MAX { Duration::ZERO } else { micros(info.tcpi_min_rtt) },
+        acked: info.tcpi_bytes_acked,
+        in_flight: u64::from(info.tcpi_unacked) * u64::from(info.tcpi_snd_mss),
+        segments: info.tcpi_data_segs_out.into(),
+        retransmitted: info.tcpi_total_retrans.into(),
+    })
+}
+
+/// The most bytes a second that leave the socket; `None` is no limit.
+pub(crate) fn set_max_pacing_rate(socket: BorrowedFd<'_>, bytes_per_second: Option<u64>) -> io::Result<()> {
+    let rate = bytes_per_second.unwrap_or(u64::MAX);
+    // SAFETY: the kernel reads as many bytes as `rate` has.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            (&raw const rate).cast(),
+            size_of_val(&rate) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// How far a list of slices is done.
 #[derive(Default)]
 struct Position {
@@ -156,6 +207,22 @@ mod tests {
     fn sizes() -> impl Strategy<Value = Vec<usize>> {
         prop::collection::vec(0usize..3000, 1..8)
             .prop_filter("no progress", |sizes| sizes.iter().any(|size| *size > 0))
+    }
+
+    #[test]
+    fn the_kernel_tells_of_the_path_and_holds_to_a_rate() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        let mut bytes = [7u8; 1 << 16];
+        set_max_pacing_rate(near.as_fd(), Some(1 << 30)).unwrap();
+        send_all(near.as_fd(), &bytes, &[]).unwrap();
+        recv_all(far.as_fd(), &pieces(&mut bytes, &[1 << 16])).unwrap();
+        // The last acknowledgement may still be on its way.
+        let seen = path(near.as_fd()).unwrap();
+        assert!(seen.segments > 0 && seen.acked + seen.in_flight > 0, "{seen:?}");
+        assert!(seen.min_rtt <= seen.rtt.max(Duration::from_millis(1)), "{seen:?}");
+        set_max_pacing_rate(near.as_fd(), None).unwrap();
     }
 
     proptest! {

@@ -4,7 +4,8 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use migrated_transport::{Endpoint, Stream, StreamReader, StreamWriter, TransportError};
+use migrated_transport::{Endpoint, SendPace, Stream, StreamReader, StreamWriter, TransportError};
+use migrated_wire::PathSample;
 use rustix::net::{Shutdown, shutdown};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
@@ -287,6 +288,14 @@ impl StreamWriter for Writer {
 
     fn bytes_sent(&self) -> u64 {
         self.sent
+    }
+
+    fn path(&self) -> Option<PathSample> {
+        sys::path(self.shared.socket.as_fd()).ok()
+    }
+
+    fn set_pace(&mut self, pace: SendPace) {
+        socket::set_pace(&self.shared.socket, pace);
     }
 }
 
