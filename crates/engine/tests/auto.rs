@@ -228,7 +228,7 @@ fn whole_migrations_end_as_predicted_and_the_record_shows_both() {
         let switched = record.decisions.iter().any(|decision| decision.decision == "switch_to_postcopy");
         let last = if switched { decision.postcopy } else { decision.precopy };
         let off = (record.total_ms / last.total_ms - 1.0).abs();
-        assert!(off < 0.2 || !last.converges, "{} ms, {last:?}", record.total_ms);
+        assert!(off < 0.25 || !last.converges, "{} ms, {last:?}", record.total_ms);
         (switched, last.converges)
     };
     assert_eq!(switched(0, Limits::default()), (false, true));

@@ -332,7 +332,8 @@ fn pages_follow_a_guest_and_the_record_tells_how() {
         assert!(record.decisions.iter().any(|d| d.decision == "switch_to_postcopy"));
         let there = ending.destination.postcopy.unwrap();
         assert!(there.faults > 0 && there.fault_latency.count() > 0, "{there:?}");
-        assert_eq!((there.missing_pages, there.pages_duplicate), (counts.missing_pages, 0));
+        assert_eq!(there.missing_pages, counts.missing_pages);
+        assert!(there.pages_duplicate <= counts.requests_duplicate, "{counts:?} {there:?}");
         assert_eq!(record.verified.map(|v| (v.pages, v.mismatches)), Some((600, 0)));
     }
 }

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migrated_wire::{ChannelRole, Hello, MigrationId, PathSample, Refusal};
+use migrated_wire::{ChannelRole, Hello, MigrationId, PathSample, Refusal, SendPace};
 use vm_memory::VolatileSlice;
 
 use crate::TransportError;
@@ -126,16 +126,6 @@ pub trait DataReceiver: Send {
 
     /// The handle that ends the channel.
     fn hangup(&self) -> Hangup;
-}
-
-/// How a channel sends, other than as fast as it can.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SendPace {
-    /// Bytes a second that leave, evenly spread; `None` for no limit.
-    pub bytes_per_second: Option<u64>,
-    /// Bytes taken from the sender that have not left yet, before it is made to wait; `None` for the transport's
-    /// own choice.
-    pub unsent: Option<u32>,
 }
 
 /// Decides which hellos a listener accepts.

@@ -1,7 +1,7 @@
-use migrated_wire::PathSample;
+use migrated_wire::{PathSample, SendPace};
 use vm_memory::VolatileSlice;
 
-use crate::{DataReceiver, DataSender, Hangup, SendPace, Stream, TransportError};
+use crate::{DataReceiver, DataSender, Hangup, Stream, TransportError};
 
 /// A stream as the source's end of a page channel.
 #[must_use]

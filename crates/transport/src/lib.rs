@@ -28,7 +28,7 @@ mod stream;
 
 pub use channel::{
     Capabilities, ControlReceiver, ControlSender, DataReceiver, DataSender, Endpoint, Gate, Hangup, Incoming,
-    Listener, OpenedControl, SendPace, Transport,
+    Listener, OpenedControl, Transport,
 };
 pub use control::control_halves;
 pub use data::{data_receiver, data_sender};

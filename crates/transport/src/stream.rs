@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use migrated_wire::PathSample;
+use migrated_wire::{PathSample, SendPace};
 use vm_memory::VolatileSlice;
 
-use crate::{Hangup, SendPace, TransportError};
+use crate::{Hangup, TransportError};
 
 /// What a transport over byte streams has to bring: a connected, authenticated stream in two halves
 /// that two threads may use at the same time. The rest (hello, framing, listening) is here, once.

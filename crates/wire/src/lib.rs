@@ -22,5 +22,5 @@ pub use message::{
     PostcopyUse, Section, SectionName, ToDestination, ToSource, VerifyWhen, bounded_text, decode_message,
     encode_message,
 };
-pub use path::PathSample;
+pub use path::{PathSample, SendPace};
 pub use pieces::{MAX_PIECE_PAGES, PageSetPiece, PieceBits};

@@ -19,3 +19,13 @@ pub struct PathSample {
     /// Segments sent again because they seemed to be lost.
     pub retransmitted: u64,
 }
+
+/// How a channel sends, other than as fast as it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendPace {
+    /// Bytes a second that leave, evenly spread; `None` for no limit.
+    pub bytes_per_second: Option<u64>,
+    /// Bytes taken from the sender that have not left yet, before it is made to wait; `None` for the transport's
+    /// own choice.
+    pub unsent: Option<u32>,
+}

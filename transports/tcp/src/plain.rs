@@ -3,8 +3,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migrated_transport::{SendPace, Stream, StreamReader, StreamWriter, TransportError};
-use migrated_wire::PathSample;
+use migrated_transport::{Stream, StreamReader, StreamWriter, TransportError};
+use migrated_wire::{PathSample, SendPace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
@@ -105,7 +105,7 @@ impl StreamWriter for Writer {
     }
 
     fn path(&self) -> Option<PathSample> {
-        sys::path(self.socket.as_fd()).ok()
+        sys::path(self.socket.as_fd(), self.sent).ok()
     }
 
     fn set_pace(&mut self, pace: SendPace) {

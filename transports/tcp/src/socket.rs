@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use migrated_transport::{Endpoint, Hangup, SendPace, TransportError};
+use migrated_transport::{Endpoint, Hangup, TransportError};
+use migrated_wire::SendPace;
 use rustix::net::Shutdown;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use std::sync::Arc;

@@ -27,6 +27,14 @@ pub struct Postcopy {
     pub fault_latency: LatencyHistogram,
     /// From the commit (source) or the guest's start (destination) until nothing was missing, in ms.
     pub last_page_ms: Option<f64>,
+    /// Source: the rate to which the background push is limited, in bits per second, so that it leaves no queue for
+    /// pages that are asked for, and keeps to the bandwidth limit; `None` where nothing limits it.
+    #[serde(default)]
+    pub push_bps: Option<f64>,
+    /// Source: payload and heads that the link was last seen to carry while a queue stood on the way, in bits per
+    /// second; `None` when none did.
+    #[serde(default)]
+    pub link_bps: Option<f64>,
     /// Times that the link was lost, oldest first.
     pub recoveries: Vec<Recovery>,
 }

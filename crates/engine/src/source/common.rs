@@ -5,7 +5,7 @@ use migrated_pages::{PageRun, PageSet};
 use migrated_wire::{PageSetPiece, PostcopyUse, ToDestination, VerifyWhen, bounded_text};
 
 use super::{Failure, FailureCode, Sent, SourceAction, SourceConfig, SourceEvent, State};
-use super::{drain::Drain, ended::Ended, resuming::Resuming};
+use super::{drain::Drain, ended::Ended, push_rate::PushRate, resuming::Resuming};
 use crate::liveness::Liveness;
 use crate::pace::Pace;
 use crate::policy::ConvergencePolicy;
@@ -25,6 +25,7 @@ pub(super) struct Common {
     pub(super) actions: VecDeque<SourceAction>,
     pub(super) link: Liveness,
     pub(super) pace: Pace,
+    pub(super) push: PushRate,
     pub(super) now: Duration,
     pub(super) phase: MigrationState,
     pub(super) tracking: bool,
@@ -48,6 +49,7 @@ impl Common {
         record.mode = config.mode;
         record.bandwidth_bps = config.limits.bandwidth_bps;
         let pace = Pace::new(config.limits.bandwidth_bps);
+        let push = PushRate::new(config.channels);
         Self {
             config,
             policy,
@@ -55,6 +57,7 @@ impl Common {
             actions: VecDeque::new(),
             link: Liveness::new(now),
             pace,
+            push,
             now,
             phase: MigrationState::Negotiating,
             tracking: false,
@@ -183,7 +186,6 @@ impl Common {
         let ram = &mut self.record.ram;
         ram.pages_zero += sent.zero_pages;
         ram.pages_sent += sent.data_pages;
-        self.pace.spend(sent.bytes);
     }
 
     pub(super) fn no_pages(&self) -> PageSet {

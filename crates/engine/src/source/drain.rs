@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use migrated_pages::{BlockId, PageRun, PageSet, RamLayout};
 use migrated_wire::MAX_OUTSTANDING;
@@ -6,9 +7,6 @@ use migrated_wire::MAX_OUTSTANDING;
 use super::prefetch::{Prefetch, Window};
 use crate::record::Postcopy;
 
-/// Pages in a batch of the background push: 256 KiB, so that a page which is asked for while a batch that
-/// holds it is being sent does not wait long.
-const PUSH_PAGES: u64 = 64;
 /// Pages in a frame of the urgent channel.
 const URGENT_PAGES: u64 = 16;
 /// Windows kept for sending ahead; an older one is left to the background push.
@@ -34,6 +32,8 @@ pub(super) struct Drain {
     pub(super) summary: bool,
     /// Payload bytes sent.
     pub(super) bytes: u64,
+    /// When a page channel got pages last.
+    pub(super) pushed_at: Duration,
     /// Not handed out on this link.
     pending: PageSet,
     cursor: (BlockId, u64),
@@ -58,6 +58,7 @@ impl Drain {
             missing: missing.len(),
             summary: false,
             bytes: 0,
+            pushed_at: Duration::ZERO,
             pending: missing,
             cursor: (BlockId(0), 0),
             urgent: VecDeque::new(),
@@ -71,6 +72,16 @@ impl Drain {
     /// Pages not handed out yet.
     pub(super) fn remaining(&self) -> u64 {
         self.pending.len() + self.urgent.len() as u64
+    }
+
+    /// Whether pages are asked for that nobody has taken yet.
+    pub(super) fn has_urgent(&self) -> bool {
+        !(self.urgent.is_empty() && self.again.is_empty())
+    }
+
+    /// Whether somebody asked for a page a short while ago.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.has_urgent() || !self.windows.is_empty()
     }
 
     /// Takes in a request; says why it is none that a destination makes.
@@ -141,9 +152,9 @@ impl Drain {
         false
     }
 
-    /// Work for a page channel.
-    pub(super) fn take_push(&mut self, counts: &mut Postcopy, out: &mut Vec<PageRun>) -> bool {
-        let mut left = PUSH_PAGES;
+    /// Work for a page channel: up to so many pages. Gives how many.
+    pub(super) fn take_push(&mut self, most: u64, counts: &mut Postcopy, out: &mut Vec<PageRun>) -> u64 {
+        let mut left = most;
         while left > 0 {
             let ahead = self.pending.next_run(self.cursor.0, self.cursor.1, left);
             let Some(run) = ahead.or_else(|| self.pending.next_run(BlockId(0), 0, left)) else { break };
@@ -152,8 +163,8 @@ impl Drain {
             left -= run.count;
             out.push(run);
         }
-        counts.pages_push += PUSH_PAGES - left;
-        left < PUSH_PAGES
+        counts.pages_push += most - left;
+        most - left
     }
 
     /// Begins again on a new link with everything that the destination does not have.
@@ -207,7 +218,7 @@ mod tests {
         };
         let mut out = Vec::new();
         assert!(!drain.take_urgent(&mut counts, &mut out));
-        assert!(drain.take_push(&mut counts, &mut out));
+        assert_eq!(drain.take_push(64, &mut counts, &mut out), 64);
         assert_eq!(take(&mut out), Some(run(0, 0, 64)));
         // Two vCPUs fault on the same page, another on what is to come on the urgent channel.
         drain.request(&[run(1, 5000, 1), run(1, 5000, 1)], &layout(), &mut counts).unwrap();
@@ -217,10 +228,10 @@ mod tests {
         assert!(drain.take_urgent(&mut counts, &mut out));
         assert_eq!(out, [run(1, 5000, 1), run(1, 9990, 1)]);
         take(&mut out);
-        assert!(drain.take_push(&mut counts, &mut out));
+        assert!(drain.take_push(64, &mut counts, &mut out) > 0);
         let pushed = take(&mut out).unwrap();
         assert!(pushed.block == BlockId(1) && (9991..10_000).contains(&pushed.first), "{pushed:?}");
-        while drain.take_urgent(&mut counts, &mut out) || drain.take_push(&mut counts, &mut out) {
+        while drain.take_urgent(&mut counts, &mut out) || drain.take_push(9, &mut counts, &mut out) > 0 {
             take(&mut out);
         }
         assert_eq!(drain.remaining(), 0);
@@ -233,7 +244,7 @@ mod tests {
         let (mut drain, mut counts) =
             (Drain::new(1, PageSet::full(&layout()), PREFETCH_PAGES), Postcopy::default());
         let mut out = Vec::new();
-        assert!(drain.take_push(&mut counts, &mut out));
+        assert_eq!(drain.take_push(64, &mut counts, &mut out), 64);
         let remaining = drain.remaining();
         for _ in 0..2 {
             drain.request(&[run(0, 3, 1)], &layout(), &mut counts).unwrap();

@@ -12,6 +12,7 @@ mod drain;
 mod ended;
 mod indeterminate;
 mod negotiating;
+mod pacing;
 mod postcopy_active;
 mod postcopy_paused;
 mod postcopy_setup;
@@ -20,6 +21,7 @@ mod precopy_paused;
 mod precopy_recovering;
 mod prefetch;
 mod preflight;
+mod push_rate;
 mod recovering;
 mod resuming;
 mod retry;
@@ -29,9 +31,10 @@ mod switchover;
 
 use std::time::Duration;
 
-use migrated_pages::{PageRun, PageSet};
+use migrated_pages::{PAGE_SIZE, PageRun, PageSet};
 use migrated_wire::{
-    CommitOutcome, GuestIdentity, MAX_DATA_PAGES, Section, ToDestination, ToSource, VerifyWhen,
+    CommitOutcome, GuestIdentity, MAX_DATA_PAGES, PathSample, Section, SendPace, ToDestination, ToSource,
+    VerifyWhen,
 };
 
 use crate::failure::{Failure, FailureCode};
@@ -290,13 +293,11 @@ impl Source {
 
     /// The background push of post-copy: any channel takes any page, and no marker ends it.
     fn next_push(&mut self, now: Duration, out: &mut Vec<PageRun>) -> Next {
-        if let Some(at) = self.common.pace.not_before(now) {
-            return Next::WaitUntil(at);
-        }
         let Some(drain) = self.state.drain_mut() else { return Next::Wait };
-        match drain.take_push(self.common.record.postcopy.get_or_insert_default(), out) {
-            true => Next::Pages { iteration: drain.iteration },
-            false => Next::Wait,
+        match self.common.next_push(now, drain, out) {
+            Ok(true) => Next::Pages { iteration: drain.iteration },
+            Ok(false) => Next::Wait,
+            Err(at) => Next::WaitUntil(at),
         }
     }
 
@@ -307,9 +308,36 @@ impl Source {
             return Next::Ended;
         }
         let Some(drain) = self.state.drain_mut() else { return Next::Wait };
-        match drain.take_urgent(self.common.record.postcopy.get_or_insert_default(), out) {
+        match self.common.next_urgent(drain, out) {
             true => Next::Pages { iteration: drain.iteration },
             false => Next::Wait,
+        }
+    }
+
+    /// Whether pages are asked for that the urgent channel has not taken yet: page channels should let it go first.
+    #[must_use]
+    pub fn has_urgent(&self) -> bool {
+        self.state.drain().is_some_and(drain::Drain::has_urgent)
+    }
+
+    /// What the transport of a page channel, or of the urgent one (`None`), knows of its way to the destination,
+    /// after a batch.
+    pub fn path_seen(&mut self, now: Duration, channel: Option<u16>, sample: &PathSample) {
+        match channel {
+            Some(channel) => self.common.push.see(now, channel, sample),
+            None => self.common.push.see_urgent(sample),
+        }
+        if self.state.drain().is_some() {
+            self.common.limit_push(now);
+        }
+    }
+
+    /// How the transport of each page channel is to send from now on.
+    #[must_use]
+    pub fn lane_pace(&self) -> SendPace {
+        match self.state.drain() {
+            Some(_) => self.common.lane_pace(),
+            None => SendPace::default(),
         }
     }
 
@@ -317,8 +345,13 @@ impl Source {
     pub fn batch_sent(&mut self, now: Duration, sent: Sent) {
         self.common.now = now;
         self.common.account(sent);
-        if let Some(drain) = self.state.drain_mut() {
-            drain.bytes += sent.bytes;
+        match self.state.drain_mut() {
+            Some(drain) => {
+                drain.bytes += sent.bytes;
+                // They were accounted for as if they had payload when they were handed out.
+                self.common.pace.refund(sent.zero_pages * PAGE_SIZE as u64);
+            }
+            None => self.common.pace.spend(sent.bytes),
         }
         if let Some(round) = self.round() {
             round.pages += sent.data_pages + sent.zero_pages;

@@ -88,6 +88,8 @@ impl Recovering {
             return Err(text);
         }
         self.drain.restart(received, layout);
+        common.push.relinked();
+        common.limit_push(common.now);
         common.note_recovery(self.drain.remaining());
         let epoch = common.config.epoch;
         common.request(&mut self.drain, epoch, &std::mem::take(&mut self.requests))

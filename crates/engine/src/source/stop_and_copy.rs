@@ -328,6 +328,8 @@ impl StopAndCopy {
         );
         common.send(ToDestination::Commit { epoch: common.config.epoch });
         if drain.is_some() {
+            common.push.govern(common.now);
+            common.limit_push(common.now);
             common.act(SourceAction::Wake);
         }
         State::Switchover(Switchover { marks: self.marks, next_round: self.n + 1, drain })

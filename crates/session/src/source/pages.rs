@@ -8,7 +8,8 @@ use migrated_engine::source::{BATCH_RUNS, Next, Sent, SourceEvent};
 use migrated_guest::{GuestRam, PageClass as ScanClass};
 use migrated_pages::PageRun;
 use migrated_transport::{DataSender, TransportError};
-use migrated_wire::{FrameHead, FrameKind, FrameRun, PageClass, encode_run};
+use migrated_wire::{FrameHead, FrameKind, FrameRun, PageClass, SendPace, encode_run};
+use parking_lot::MutexGuard;
 use vm_memory::VolatileSlice;
 
 use super::{Happening, Shared};
@@ -32,8 +33,15 @@ pub(super) fn start(
     sender: Box<dyn DataSender>,
 ) -> JoinHandle<()> {
     let (shared, events, ram) = (shared.clone(), events.clone(), ram.clone());
-    let mut thread =
-        PageThread { lane, sender, shared, ram, head: Vec::new(), odometer: Odometer::default() };
+    let mut thread = PageThread {
+        lane,
+        sender,
+        shared,
+        ram,
+        head: Vec::new(),
+        odometer: Odometer::default(),
+        pace: SendPace::default(),
+    };
     thread::spawn(move || {
         if let Err(error) = thread.run(&events) {
             // The session may have ended, which is why the channel did.
@@ -50,6 +58,8 @@ struct PageThread {
     /// A frame's head and table, reused.
     head: Vec<u8>,
     odometer: Odometer,
+    /// How the transport was told to send.
+    pace: SendPace,
 }
 
 impl PageThread {
@@ -61,9 +71,10 @@ impl PageThread {
             match self.next(&mut runs) {
                 Next::Pages { iteration } => {
                     let sent = self.send_pages(iteration, &runs, &mut classes)?;
-                    self.shared.engine.lock().batch_sent(self.shared.clock.now(), sent);
+                    self.report(sent);
                 }
                 Next::Hashes { iteration } => {
+                    self.set_pace(SendPace::default());
                     for run in &runs {
                         self.send_hashes(iteration, *run)?;
                     }
@@ -82,9 +93,40 @@ impl PageThread {
         }
     }
 
+    /// Tells the engine of a batch that was handed to the transport, and what the transport knows of the way.
+    fn report(&mut self, sent: Sent) {
+        let channel = match self.lane {
+            Lane::Page(channel) => Some(channel),
+            Lane::Urgent => None,
+        };
+        let path = self.sender.path();
+        let now = self.shared.clock.now();
+        let mut engine = self.shared.engine.lock();
+        engine.batch_sent(now, sent);
+        if let Some(sample) = path {
+            engine.path_seen(now, channel, &sample);
+        }
+        let pace = engine.lane_pace();
+        drop(engine);
+        if self.lane != Lane::Urgent {
+            self.set_pace(pace);
+        }
+    }
+
+    fn set_pace(&mut self, pace: SendPace) {
+        if self.pace != pace {
+            self.sender.set_pace(pace);
+            self.pace = pace;
+        }
+    }
+
     /// The next piece of work; waits where the engine says so.
     fn next(&self, runs: &mut Vec<PageRun>) -> Next {
         let mut engine = self.shared.engine.lock();
+        if self.lane != Lane::Urgent && engine.has_urgent() {
+            // Its thread is awake, and may be waiting for this core or this lock.
+            MutexGuard::unlocked(&mut engine, thread::yield_now);
+        }
         loop {
             let (next, work) = match self.lane {
                 Lane::Page(channel) => {

@@ -4,8 +4,8 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use migrated_transport::{Endpoint, SendPace, Stream, StreamReader, StreamWriter, TransportError};
-use migrated_wire::PathSample;
+use migrated_transport::{Endpoint, Stream, StreamReader, StreamWriter, TransportError};
+use migrated_wire::{PathSample, SendPace};
 use rustix::net::{Shutdown, shutdown};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
@@ -291,7 +291,7 @@ impl StreamWriter for Writer {
     }
 
     fn path(&self) -> Option<PathSample> {
-        sys::path(self.shared.socket.as_fd()).ok()
+        sys::path(self.shared.socket.as_fd(), self.sent).ok()
     }
 
     fn set_pace(&mut self, pace: SendPace) {
