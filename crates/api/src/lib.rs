@@ -31,6 +31,6 @@ pub use migrated_cpuid::{
     PoolBaseline,
 };
 pub use migrated_engine::{
-    LatencyHistogram, MigrationRecord, MigrationState, Mode, ModePrediction, OnTimeout, Postcopy, Predicted,
-    Prediction, RecordError, RecordRole, Recovery, Verify,
+    FaultParts, LatencyHistogram, MigrationRecord, MigrationState, Mode, ModePrediction, OnTimeout, Postcopy,
+    Predicted, Prediction, RecordError, RecordRole, Recovery, ThreadWaits, Verify,
 };

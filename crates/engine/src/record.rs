@@ -8,7 +8,7 @@ mod recovery;
 use serde::{Deserialize, Serialize};
 
 pub use latency::LatencyHistogram;
-pub use postcopy::Postcopy;
+pub use postcopy::{FaultParts, Postcopy, ThreadWaits};
 pub use prediction::{ModePrediction, Predicted, Prediction};
 pub use recovery::Recovery;
 pub(crate) use recovery::{note_loss, note_recovery};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use migrated_engine::destination::{
-    Destination, DestinationAction, DestinationConfig, DestinationEvent, Due, FaultAnswer,
+    Arrived, Destination, DestinationAction, DestinationConfig, DestinationEvent, Due, FaultAnswer,
 };
 use migrated_engine::{MigrationRecord, MigrationState};
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
@@ -247,12 +247,12 @@ fn a_page_that_comes_again_is_not_placed_again() {
     destination.claim([run(0, 4)], &mut claimed);
     destination.claim([run(2, 4)], &mut claimed);
     assert_eq!(claimed, [run(0, 4), run(4, 2)], "while it is being placed");
-    assert!(destination.fault(BlockId(0), 3) == FaultAnswer::Waits);
+    assert!(destination.fault(NOW, BlockId(0), 3, 1) == FaultAnswer::Waits);
     while destination.poll_action().is_some() {}
-    assert!(!destination.placed_claims(NOW, claimed.drain(..)));
+    assert!(!destination.placed_claims(NOW, Arrived::default(), claimed.drain(..)));
     destination.claim([run(0, 7), run(0, 7)], &mut claimed);
     assert_eq!(claimed, [run(6, 1)], "and when it was");
-    assert!(destination.fault(BlockId(0), 3) == FaultAnswer::Here);
+    assert!(destination.fault(NOW, BlockId(0), 3, 1) == FaultAnswer::Here);
     assert_eq!(destination.record(NOW).postcopy.unwrap().pages_duplicate, 2 + 13);
 }
 

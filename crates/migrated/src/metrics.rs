@@ -82,6 +82,8 @@ const WIRE_RATIO: &str = "migrated_migration_wire_to_ram_ratio";
 const POSTCOPY_PAGES: &str = "migrated_postcopy_pages_total";
 const POSTCOPY_FAULTS: &str = "migrated_postcopy_faults_total";
 const POSTCOPY_FAULT_SECONDS: &str = "migrated_postcopy_fault_seconds";
+const POSTCOPY_FAULT_PART_SECONDS: &str = "migrated_postcopy_fault_part_seconds";
+const POSTCOPY_BLOCKED_SECONDS: &str = "migrated_postcopy_blocked_seconds";
 const POSTCOPY_SECONDS: &str = "migrated_postcopy_seconds";
 const PRECOPY_LINK_LOSSES: &str = "migrated_precopy_link_losses_total";
 const POSTCOPY_LINK_LOSSES: &str = "migrated_postcopy_link_losses_total";
@@ -179,6 +181,23 @@ pub const DECLARED: &[Declared] = &[
         labels: &[],
         help: "From a fault on a page that had not come until who waited went on; counted at the end of a migration, \
                each as the bound of its bucket, so that the sum is up to twice the true one",
+    },
+    Declared {
+        name: POSTCOPY_FAULT_PART_SECONDS,
+        kind: Kind::Histogram(FAULT),
+        unit: "seconds",
+        labels: &["part"],
+        help: "The parts of migrated_postcopy_fault_seconds, of pages that were asked for: until the request goes to the \
+               transport (request), until the payload was read (wire), until it was in place (place), until who \
+               waited went on (wake); counted as that is",
+    },
+    Declared {
+        name: POSTCOPY_BLOCKED_SECONDS,
+        kind: Kind::Histogram(DOWNTIME),
+        unit: "seconds",
+        labels: &["who"],
+        help: "Time that a guest on this host waited for pages in one migration: each thread for itself (each), all \
+               that waited at all at the same time (all)",
     },
     Declared {
         name: POSTCOPY_SECONDS,

@@ -47,6 +47,31 @@ fn main() {
             postcopy.fault_latency.max_us,
             postcopy.fault_latency.sum_us / postcopy.fault_latency.count().max(1),
         );
+        let parts = &postcopy.fault_parts;
+        for (name, times) in [
+            ("request", &parts.request),
+            ("wire", &parts.wire),
+            ("place", &parts.place),
+            ("wake", &parts.wake),
+        ] {
+            let quantile = |share| times.quantile_us(share).unwrap_or(0);
+            println!(
+                "  {name}: P50 <= {} P99 <= {} max {} µs, mean {} µs of {}",
+                quantile(0.5),
+                quantile(0.99),
+                times.max_us,
+                times.sum_us / times.count().max(1),
+                times.count()
+            );
+        }
+        println!(
+            "  {:.0} faults/s, at most {:.0}; blocked {:.1?} ms, all at once {:.1} ms; push held to {:.0} Mbit/s",
+            postcopy.faults_per_second,
+            postcopy.faults_per_second_peak,
+            postcopy.blocked.iter().map(|thread| thread.blocked_us / 1e3).collect::<Vec<_>>(),
+            postcopy.all_blocked_us / 1e3,
+            source.push_bps.unwrap_or(f64::INFINITY) / 1e6,
+        );
         println!(
             "  pages: {} pushed, {} by fault, {} by prefetch; downtime {:.2} ms",
             source.pages_push,

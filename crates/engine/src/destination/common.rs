@@ -5,6 +5,7 @@ use migrated_pages::PageSet;
 use migrated_wire::{PageSetPiece, ToDestination, ToSource, VerifyWhen, bounded_text};
 
 use super::ended::Ended;
+use super::waits::Waits;
 use super::{DestinationAction, DestinationConfig, DestinationEvent, Failure, FailureCode, State};
 use crate::liveness::Liveness;
 use crate::record::{
@@ -27,6 +28,9 @@ pub(super) struct Common {
     pub(super) reconnect_window: Duration,
     /// Whether the source may name pages as missing.
     pub(super) may_follow: bool,
+    pub(super) waits: Waits,
+    /// When the guest began to run before its pages were here.
+    pub(super) follows_since: Option<Duration>,
     /// Pages that followed the guest, once all have.
     pub(super) followed: Option<u64>,
 }
@@ -67,6 +71,8 @@ impl Common {
             goodbye: false,
             reconnect_window: Duration::ZERO,
             may_follow: false,
+            waits: Waits::default(),
+            follows_since: None,
             followed: None,
         }
     }
@@ -202,6 +208,10 @@ impl Common {
         let mut record = self.record.clone();
         if !self.phase.is_final() {
             record.total_ms = now.as_secs_f64() * 1e3;
+        }
+        if let (Some(counts), Some(since)) = (&mut record.postcopy, self.follows_since) {
+            let until = counts.last_page_ms.map(|ms| since + Duration::from_secs_f64(ms / 1e3));
+            self.waits.report(now, until.unwrap_or(now).saturating_sub(since), counts);
         }
         record
     }

@@ -36,6 +36,7 @@ impl Draining {
     pub(super) fn begin(common: &mut Common, demand: Demand, channels: u16) -> State {
         common.enter(MigrationState::PostcopyActive);
         common.counts().missing_pages = demand.missing();
+        common.follows_since = Some(common.now);
         let (verify, started) = (common.verify, common.now);
         let state = Box::new(Self { demand, channels, verify, started, link: Link::Up, summary: None });
         state.end_when_complete(common)

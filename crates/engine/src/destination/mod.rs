@@ -16,6 +16,7 @@ mod ready;
 mod receiving;
 mod running;
 mod this_round;
+mod waits;
 
 use std::time::Duration;
 
@@ -142,6 +143,17 @@ pub enum Due {
     Hashes,
     /// Nothing but the end of an iteration.
     Marker,
+}
+
+/// Moments of pages' arrival, on the clock of all other times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrived {
+    /// Their payload was read.
+    pub read: Duration,
+    /// The kernel was about to be told.
+    pub ready: Duration,
+    /// The guest had them, and whoever waited was woken.
+    pub woken: Duration,
 }
 
 /// What a page fault leads to.
@@ -302,11 +314,18 @@ impl Destination {
 
     /// Claimed pages are in place. When it says true there are actions to be polled.
     #[must_use]
-    pub fn placed_claims(&mut self, now: Duration, runs: impl IntoIterator<Item = PageRun>) -> bool {
+    pub fn placed_claims(
+        &mut self,
+        now: Duration,
+        arrived: Arrived,
+        runs: impl IntoIterator<Item = PageRun>,
+    ) -> bool {
         let Some(demand) = self.state.demand_mut() else { return false };
         for run in runs {
             demand.place(run);
             self.common.record.ram.pages_sent += run.count;
+            let counts = self.common.record.postcopy.get_or_insert_default();
+            self.common.waits.placed(run, arrived, counts);
         }
         self.settle(now)
     }
@@ -330,28 +349,34 @@ impl Destination {
         !self.common.actions.is_empty()
     }
 
-    /// Somebody touched a page that is not in place. May be called at any time, from any thread that has the
-    /// lock.
-    pub fn fault(&mut self, block: BlockId, page: u64) -> FaultAnswer {
-        match self.state.demand_mut() {
-            Some(demand) => demand.fault(block, page, self.common.record.postcopy.get_or_insert_default()),
-            None => FaultAnswer::Here,
+    /// A thread touched a page that is not in place, at `now`. May be called at any time, from any thread that has
+    /// the lock.
+    pub fn fault(&mut self, now: Duration, block: BlockId, page: u64, thread: u32) -> FaultAnswer {
+        let Some(demand) = self.state.demand_mut() else { return FaultAnswer::Here };
+        let answer = demand.fault(block, page, self.common.record.postcopy.get_or_insert_default());
+        if answer != FaultAnswer::Here {
+            self.common.waits.fault(now, (block, page), thread);
         }
+        answer
+    }
+
+    /// What people call a thread that faults.
+    pub fn name_thread(&mut self, thread: u32, name: String) {
+        self.common.waits.name(thread, name);
     }
 
     /// The next request, to be sent on the control channel at once, by whoever asks. Call it until there is
     /// none after [`FaultAnswer::Wanted`], after [`DestinationAction::Request`], and after pages were placed.
-    pub fn take_request(&mut self) -> Option<ToSource> {
+    pub fn take_request(&mut self, now: Duration) -> Option<ToSource> {
         let epoch = self.common.config.epoch;
-        match &mut self.state {
+        let request = match &mut self.state {
             State::Draining(state) if !state.is_linked() => None,
             state => state.demand_mut()?.take_request(epoch),
+        };
+        if let Some(ToSource::PageRequest { pages, .. }) = &request {
+            self.common.waits.requested(now, pages);
         }
-    }
-
-    /// Notes how long somebody waited for a page, from the fault until woken.
-    pub fn fault_served(&mut self, took: Duration) {
-        self.common.counts().fault_latency.add(took);
+        request
     }
 
     /// Hashes of a frame were compared with the pages here.

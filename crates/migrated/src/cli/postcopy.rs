@@ -1,8 +1,8 @@
 //! What happened to pages that followed a guest, for people.
 
-use migrated_api::{LatencyHistogram, MigrationRecord, Postcopy, RecordRole, Recovery};
+use migrated_api::{LatencyHistogram, MigrationRecord, Postcopy, RecordRole, Recovery, ThreadWaits};
 
-use crate::units::show_us;
+use crate::units::{show_bit_rate, show_us};
 
 /// Rows of a report: none where no page followed the guest.
 pub fn rows(record: &MigrationRecord) -> Vec<Vec<String>> {
@@ -13,6 +13,13 @@ pub fn rows(record: &MigrationRecord) -> Vec<Vec<String>> {
     };
     row("faults", Some(faults(followed, record.role)));
     row("fault latency", latency(&followed.fault_latency));
+    let parts = &followed.fault_parts;
+    row("  request", latency(&parts.request));
+    row("  wire", latency(&parts.wire));
+    row("  place", latency(&parts.place));
+    row("  wake", latency(&parts.wake));
+    row("blocked", blocked(followed));
+    row("push", push(followed));
     row("last page", followed.last_page_ms.map(|ms| format!("{} after the switch", show_us(ms * 1e3))));
     rows.extend(losses(&followed.recoveries));
     rows
@@ -46,11 +53,37 @@ fn pages(followed: &Postcopy, role: RecordRole) -> String {
 }
 
 fn faults(followed: &Postcopy, role: RecordRole) -> String {
-    let Postcopy { faults, faults_shared, requests_duplicate, .. } = followed;
+    let Postcopy {
+        faults, faults_shared, requests_duplicate, faults_per_second, faults_per_second_peak, ..
+    } = followed;
     match role {
         RecordRole::Source => format!("{faults} pages asked for, {requests_duplicate} were on their way"),
-        RecordRole::Destination => format!("{faults}, and {faults_shared} on a page that was waited for"),
+        RecordRole::Destination => format!(
+            "{faults}, and {faults_shared} on a page that was waited for; {faults_per_second:.0} a second, \
+             at most {faults_per_second_peak:.0}"
+        ),
     }
+}
+
+/// How long whom missing pages kept waiting.
+fn blocked(followed: &Postcopy) -> Option<String> {
+    let threads = followed.blocked.iter().map(|thread| {
+        let ThreadWaits { thread, name, faults, blocked_us } = thread;
+        let name = if name.is_empty() { format!("thread {thread}") } else { name.clone() };
+        format!("{name} {} in {faults} faults", show_us(*blocked_us))
+    });
+    let threads: Vec<_> = threads.collect();
+    let all = format!("all at once {}", show_us(followed.all_blocked_us));
+    (!threads.is_empty()).then(|| format!("{}; {all}", threads.join(", ")))
+}
+
+/// To what the background push was limited, and why.
+fn push(followed: &Postcopy) -> Option<String> {
+    let push = format!("limited to {}", show_bit_rate(followed.push_bps?));
+    Some(match followed.link_bps {
+        Some(link) => format!("{push}, as queues stood on the way at {}", show_bit_rate(link)),
+        None => push,
+    })
 }
 
 /// Quantiles of what was counted, if anything was.
@@ -95,8 +128,14 @@ mod tests {
         }
         assert!(!source.contains("latency"), "{source}");
         followed.fault_latency.add(std::time::Duration::from_micros(90));
+        followed.fault_parts.wire.add(std::time::Duration::from_micros(70));
+        followed.push_bps = Some(970e6);
+        let waits = ThreadWaits { name: "vcpu1:g".into(), faults: 3, blocked_us: 2e3, ..Default::default() };
+        followed.blocked.push(waits);
         let destination = text(RecordRole::Destination, &followed);
-        assert!(destination.contains("max 90"), "{destination}");
+        for part in ["max 90", "wire p50 <= 70", "vcpu1:g 2", "in 3 faults", "limited to 970"] {
+            assert!(destination.contains(part), "{part}: {destination}");
+        }
         assert!(rows(&MigrationRecord::default()).is_empty());
     }
 }

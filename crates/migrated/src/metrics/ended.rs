@@ -1,12 +1,14 @@
 //! What is counted of a migration when it ends.
 
-use metrics::{counter, histogram};
-use migrated_api::{MigrationRecord, MigrationState, Mode, Postcopy, RecordRole};
+use metrics::{Histogram, counter, histogram};
+use migrated_api::{
+    FaultParts, LatencyHistogram, MigrationRecord, MigrationState, Mode, Postcopy, RecordRole,
+};
 
 use super::{
-    BYTES, DIRTY_RATE, DOWNTIME_SECONDS, ITERATIONS, MIGRATION_SECONDS, MIGRATIONS, POSTCOPY_FAULT_SECONDS,
-    POSTCOPY_FAULTS, POSTCOPY_LINK_LOSSES, POSTCOPY_PAGES, POSTCOPY_SECONDS, PRECOPY_LINK_LOSSES,
-    SETUP_SECONDS, THROUGHPUT, WIRE_RATIO, role,
+    BYTES, DIRTY_RATE, DOWNTIME_SECONDS, ITERATIONS, MIGRATION_SECONDS, MIGRATIONS, POSTCOPY_BLOCKED_SECONDS,
+    POSTCOPY_FAULT_PART_SECONDS, POSTCOPY_FAULT_SECONDS, POSTCOPY_FAULTS, POSTCOPY_LINK_LOSSES,
+    POSTCOPY_PAGES, POSTCOPY_SECONDS, PRECOPY_LINK_LOSSES, SETUP_SECONDS, THROUGHPUT, WIRE_RATIO, role,
 };
 
 /// Counts it, with the recorder that is set.
@@ -53,11 +55,25 @@ fn count_followed(end: RecordRole, mode: &'static str, followed: &Postcopy) {
         }
         RecordRole::Destination => {
             counter!(POSTCOPY_FAULTS).increment(followed.faults);
-            let waits = histogram!(POSTCOPY_FAULT_SECONDS);
-            for (bucket, times) in followed.fault_latency.buckets.iter().enumerate() {
-                waits.record_many((1u64 << bucket) as f64 / 1e6, *times as usize);
+            record_times(&histogram!(POSTCOPY_FAULT_SECONDS), &followed.fault_latency);
+            let FaultParts { request, wire, place, wake } = &followed.fault_parts;
+            for (part, times) in [("request", request), ("wire", wire), ("place", place), ("wake", wake)] {
+                record_times(&histogram!(POSTCOPY_FAULT_PART_SECONDS, "part" => part), times);
+            }
+            for thread in &followed.blocked {
+                histogram!(POSTCOPY_BLOCKED_SECONDS, "who" => "each").record(thread.blocked_us / 1e6);
+            }
+            if !followed.blocked.is_empty() {
+                histogram!(POSTCOPY_BLOCKED_SECONDS, "who" => "all").record(followed.all_blocked_us / 1e6);
             }
         }
+    }
+}
+
+/// Each time as the bound of its bucket.
+fn record_times(to: &Histogram, times: &LatencyHistogram) {
+    for (bucket, times) in times.buckets.iter().enumerate() {
+        to.record_many((1u64 << bucket) as f64 / 1e6, *times as usize);
     }
 }
 

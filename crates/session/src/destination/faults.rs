@@ -1,15 +1,13 @@
 //! Page faults of a guest whose pages follow it: from the kernel's event to a request, and to the waiter's wake.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use migrated_engine::destination::FaultAnswer;
 use migrated_guest::{FaultReader, FaultStop, PageFault, PostcopyRam};
-use migrated_pages::{BlockId, PageRun};
 use migrated_wire::ToSource;
-use parking_lot::Mutex;
 
 use super::Shared;
 
@@ -23,30 +21,9 @@ const SPIN_FROM_CORES: usize = 4;
 /// After a failure of the kernel's: it is not to be asked in a hot loop.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 
-/// RAM that pages follow into, and who waits for them.
+/// RAM that pages follow into.
 pub(super) struct Following {
     pub(super) ram: PostcopyRam,
-    /// Since when somebody waits, by page; under the engine's lock with what it is told of the page.
-    since: Mutex<BTreeMap<(BlockId, u64), Instant>>,
-}
-
-impl Following {
-    pub(super) const fn new(ram: PostcopyRam) -> Self {
-        Self { ram, since: Mutex::new(BTreeMap::new()) }
-    }
-
-    /// How long the first who waited for each of these pages had to.
-    pub(super) fn served(&self, placed: &[PageRun], woken: Instant) -> Vec<Duration> {
-        let mut since = self.since.lock();
-        let mut took = Vec::new();
-        for run in placed {
-            let pages = (run.block, run.first)..(run.block, run.first + run.count);
-            while let Some((&page, _)) = since.range(pages.clone()).next() {
-                took.extend(since.remove(&page).map(|since| woken.saturating_duration_since(since)));
-            }
-        }
-        took
-    }
 }
 
 /// Starts the thread that reads faults until it is stopped. Faults are few for long and come by the thousand at
@@ -58,6 +35,7 @@ pub(super) fn start(shared: &Arc<Shared>, mut reader: FaultReader) -> FaultStop 
     let has_core = thread::available_parallelism().is_ok_and(|cores| cores.get() >= SPIN_FROM_CORES);
     thread::spawn(move || {
         let mut faults = Vec::new();
+        let mut named = BTreeSet::new();
         let mut spin = Duration::ZERO;
         loop {
             let asked = Instant::now();
@@ -71,35 +49,44 @@ pub(super) fn start(shared: &Arc<Shared>, mut reader: FaultReader) -> FaultStop 
             }
             // A sleep that was as short as this would have been better spent spinning.
             spin = if has_core && asked.elapsed() <= SPIN * 2 { SPIN } else { Duration::ZERO };
-            shared.fault(&mut faults);
+            shared.fault(&faults);
+            shared.name_threads(&faults, &mut named);
+            faults.clear();
         }
     });
     stop
 }
 
 impl Shared {
-    fn fault(&self, faults: &mut Vec<PageFault>) {
-        let Some(following) = self.following.get() else { return };
-        let now = Instant::now();
+    fn fault(&self, faults: &[PageFault]) {
+        let now = self.clock.now();
         let request = {
             let mut engine = self.engine.lock();
-            let mut since = following.since.lock();
-            for PageFault { block, page, .. } in faults.drain(..) {
+            for PageFault { block, page, thread, .. } in faults {
                 // Who faulted on a page that is there by now was woken when it was placed.
-                if engine.fault(block, page) != FaultAnswer::Here {
-                    since.entry((block, page)).or_insert(now);
-                }
+                let _ = engine.fault(now, *block, *page, *thread);
             }
-            engine.take_request()
+            engine.take_request(self.clock.now())
         };
         self.send_requests(request);
+    }
+
+    /// Finds out what threads are called that fault for the first time, once their pages are asked for.
+    fn name_threads(&self, faults: &[PageFault], named: &mut BTreeSet<u32>) {
+        for PageFault { thread, .. } in faults {
+            if named.insert(*thread) {
+                // Without a name its id will have to do.
+                let name = fs::read_to_string(format!("/proc/self/task/{thread}/comm")).unwrap_or_default();
+                self.engine.lock().name_thread(*thread, name.trim_end().to_owned());
+            }
+        }
     }
 
     /// Sends a request and those that are to follow it.
     pub(super) fn send_requests(&self, mut request: Option<ToSource>) {
         while let Some(message) = request {
             self.link.send(&message, &self.traffic);
-            request = self.engine.lock().take_request();
+            request = self.engine.lock().take_request(self.clock.now());
         }
     }
 }

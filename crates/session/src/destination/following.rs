@@ -1,7 +1,6 @@
 //! Frames of pages that follow a guest which runs here.
 
-use std::time::Instant;
-
+use migrated_engine::destination::Arrived;
 use migrated_pages::PageRun;
 use migrated_wire::{PageClass, VerifyWhen};
 
@@ -31,6 +30,8 @@ impl PageThread {
             true => Ok(()),
             false => self.receiver.read_payload(&slices).map_err(ChannelFault::from),
         };
+        let read = shared.clock.now();
+        let mut arrived = Arrived { read, ready: read, woken: read };
         let result = received.and_then(|()| {
             if verify == VerifyWhen::After {
                 // From the moment that they are placed the guest writes them.
@@ -38,38 +39,35 @@ impl PageThread {
                     shared.hashes.record(following.ram.staging(), run, &mut self.hashes);
                 });
             }
+            arrived.ready = shared.clock.now();
             let failed = |error: migrated_guest::PostcopyError| ChannelFault::Lost(error.to_string());
             claim.place(&mut placed).map_err(failed)?;
             let data = placed.len();
             of(PageClass::Zero)
                 .try_for_each(|run| following.ram.place_zero(run, &mut placed))
                 .map_err(failed)?;
+            arrived.woken = shared.clock.now();
             if verify == VerifyWhen::After {
                 placed[data..].iter().for_each(|run| shared.hashes.record_zero(*run));
             }
             Ok(())
         });
-        self.account(&placed, &claimed);
+        self.account(arrived, &placed, &claimed);
         result
     }
 
     /// Tells the engine what was placed and what was not.
-    fn account(&self, placed: &[PageRun], claimed: &[PageRun]) {
+    fn account(&self, arrived: Arrived, placed: &[PageRun], claimed: &[PageRun]) {
         let shared = &self.shared;
-        let Some(following) = shared.following.get() else { return };
-        let woken = Instant::now();
         let pages = |runs: &[PageRun]| runs.iter().map(|run| run.count).sum::<u64>();
         let (news, request) = {
             let now = shared.clock.now();
             let mut engine = shared.engine.lock();
-            let mut news = engine.placed_claims(now, placed.iter().copied());
-            for took in following.served(placed, woken) {
-                engine.fault_served(took);
-            }
+            let mut news = engine.placed_claims(now, arrived, placed.iter().copied());
             if pages(placed) < pages(claimed) {
                 news |= engine.unclaim(now, claimed.iter().copied());
             }
-            (news, engine.take_request())
+            (news, engine.take_request(now))
         };
         self.wake_if(news);
         shared.send_requests(request);

@@ -73,7 +73,7 @@ impl<I: IncomingGuest, R: FnOnce(I::Running)> Hands<I, R> {
         let ram = self.guest()?.arm_postcopy(prepared, stale).map_err(text)?;
         let reader = ram.faults().map_err(|error| error.to_string())?;
         // Armed once: this thread alone does it.
-        let _ = shared.following.set(Following::new(ram));
+        let _ = shared.following.set(Following { ram });
         self.faults = Some(faults::start(shared, reader));
         Ok(())
     }

@@ -348,7 +348,7 @@ impl DestinationSession {
                 }
                 DestinationAction::Arm(stale) => Some(hands.arm(&shared, &stale)),
                 DestinationAction::Request => {
-                    let request = shared.engine.lock().take_request();
+                    let request = shared.engine.lock().take_request(shared.clock.now());
                     shared.send_requests(request);
                     None
                 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use migrated_engine::destination::{DestinationEvent, FaultAnswer};
+use migrated_engine::destination::{Arrived, DestinationEvent, FaultAnswer};
 use migrated_engine::source::SourceEvent;
 use migrated_pages::{BlockId, PageRun, PageSet};
 
@@ -36,7 +36,6 @@ struct Touch {
     block: BlockId,
     page: u64,
     writes: bool,
-    since: Duration,
 }
 
 impl Following {
@@ -75,7 +74,7 @@ impl Pair {
     /// Restoring state touches memory, too. Here it does not wait for it.
     pub(super) fn touch_in_restore(&mut self) {
         if let Some(run) = self.following.absent.next_run(BlockId(0), 0, 1) {
-            let _ = self.destination.fault(run.block, run.first);
+            let _ = self.destination.fault(self.link.now, run.block, run.first, 0);
             self.send_requests();
         }
     }
@@ -107,13 +106,13 @@ impl Pair {
             0 => self.rng.below(pages),
             _ => (self.link.now.as_millis() as u64 * 3 + vcpu as u64) % pages,
         };
-        let touch = Touch { block, page, writes: self.rng.below(2) == 0, since: self.link.now };
+        let touch = Touch { block, page, writes: self.rng.below(2) == 0 };
         if !self.following.absent.contains(block, page) {
             return self.touched(vcpu, touch);
         }
         self.following.blocked[vcpu] = Some(touch);
         for _ in 0..=self.rng.below(2) {
-            if self.destination.fault(block, page) == FaultAnswer::Here {
+            if self.destination.fault(self.link.now, block, page, vcpu as u32) == FaultAnswer::Here {
                 return Err("the destination takes a missing page for one that is there".into());
             }
         }
@@ -123,7 +122,7 @@ impl Pair {
 
     /// The page is there: the guest sees what it must, and goes on.
     fn touched(&mut self, vcpu: usize, touch: Touch) -> Result<(), String> {
-        let Touch { block, page, writes, .. } = touch;
+        let Touch { block, page, writes } = touch;
         let seen = self.destination_guest.read(block, page);
         let expected = self.following.expected[block.index()][page as usize];
         if seen != expected {
@@ -140,7 +139,7 @@ impl Pair {
     }
 
     pub(super) fn send_requests(&mut self) {
-        while let Some(request) = self.destination.take_request() {
+        while let Some(request) = self.destination.take_request(self.link.now) {
             let delay = self.delay();
             self.link.send(Channel::ToSource, delay, Happening::Source(SourceEvent::Message(request)));
             self.count_message();
@@ -217,7 +216,9 @@ impl Pair {
                 return Err(format!("{run:?} was written over after it was placed"));
             }
         }
-        let _ = self.destination.placed_claims(self.link.now, runs);
+        let now = self.link.now;
+        let arrived = Arrived { read: now, ready: now, woken: now };
+        let _ = self.destination.placed_claims(now, arrived, runs);
         self.drain_destination()?;
         self.wake()?;
         self.send_requests();
@@ -231,7 +232,6 @@ impl Pair {
                 continue;
             }
             self.following.blocked[vcpu] = None;
-            self.destination.fault_served(self.link.now.saturating_sub(touch.since));
             self.touched(vcpu, touch)?;
         }
         Ok(())
