@@ -26,6 +26,8 @@ pub enum FailureCode {
     GuestFailed,
     /// Pre-copy did not converge within its limits.
     NotConverged,
+    /// The guest had to switch before its pages, and the link was not fit for that.
+    LinkUnfit,
     /// Memory differs between the hosts.
     VerificationFailed,
     /// The destination took the commit but could not run the guest, and never will.
@@ -51,6 +53,7 @@ impl FailureCode {
             Self::Protocol => "protocol",
             Self::GuestFailed => "guest_failed",
             Self::NotConverged => "not_converged",
+            Self::LinkUnfit => "link_unfit",
             Self::VerificationFailed => "verification_failed",
             Self::CommitRefused => "commit_refused",
             Self::EpochNotRecorded => "epoch_not_recorded",

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::limits::{PEER_DEAD_AFTER, PING_EVERY};
@@ -6,21 +7,40 @@ use crate::limits::{PEER_DEAD_AFTER, PING_EVERY};
 /// waited for a CPU.
 const FIRST_PINGS: u64 = 8;
 const FIRST_PINGS_EVERY: Duration = Duration::from_millis(10);
+/// Pings that may be under way at a time; an older one is given up.
+const UNDER_WAY: usize = 16;
+/// Round trips kept to see how they scatter, and for how long.
+const ROUND_TRIPS: usize = 8;
+const ROUND_TRIPS_FOR: Duration = Duration::from_secs(8);
+/// With fewer, their scatter says nothing.
+const ROUND_TRIPS_MIN: usize = 3;
 
 /// Knows when the peer was last heard, and the round-trip time.
 #[derive(Debug)]
 pub(crate) struct Liveness {
     last_heard: Duration,
-    ping_sent: Option<(u64, Duration)>,
+    pings: VecDeque<(u64, Duration)>,
     next_ping: Duration,
     nonce: u64,
+    /// Pings that are still to go out fast.
+    fast: u64,
+    /// When they ended and what they took.
+    round_trips: VecDeque<(Duration, Duration)>,
     /// Shortest round trip seen.
     pub(crate) rtt: Option<Duration>,
 }
 
 impl Liveness {
     pub(crate) const fn new(now: Duration) -> Self {
-        Self { last_heard: now, ping_sent: None, next_ping: now, nonce: 0, rtt: None }
+        Self {
+            last_heard: now,
+            pings: VecDeque::new(),
+            next_ping: now,
+            nonce: 0,
+            fast: FIRST_PINGS,
+            round_trips: VecDeque::new(),
+            rtt: None,
+        }
     }
 
     pub(crate) fn heard(&mut self, now: Duration) {
@@ -28,9 +48,15 @@ impl Liveness {
     }
 
     /// There is a new link: what was sent on the old one is not waited for.
-    pub(crate) const fn relinked(&mut self, now: Duration) {
+    pub(crate) fn relinked(&mut self, now: Duration) {
         self.last_heard = now;
-        self.ping_sent = None;
+        self.pings.clear();
+        self.next_ping = now;
+    }
+
+    /// Measures the link anew with some pings in a row.
+    pub(crate) fn look_closely(&mut self, now: Duration) {
+        self.fast = FIRST_PINGS;
         self.next_ping = now;
     }
 
@@ -40,16 +66,36 @@ impl Liveness {
             return None;
         }
         self.nonce += 1;
-        self.ping_sent = Some((self.nonce, now));
-        self.next_ping = now + if self.nonce <= FIRST_PINGS { FIRST_PINGS_EVERY } else { PING_EVERY };
+        if self.pings.len() == UNDER_WAY {
+            self.pings.pop_front();
+        }
+        self.pings.push_back((self.nonce, now));
+        self.fast = self.fast.saturating_sub(1);
+        self.next_ping = now + if self.fast > 0 { FIRST_PINGS_EVERY } else { PING_EVERY };
         Some(self.nonce)
     }
 
     pub(crate) fn pong(&mut self, now: Duration, nonce: u64) {
-        if let Some((_, sent)) = self.ping_sent.take_if(|(sent, _)| *sent == nonce) {
-            let rtt = now.saturating_sub(sent);
-            self.rtt = Some(self.rtt.map_or(rtt, |best| best.min(rtt)));
+        let Some(at) = self.pings.iter().position(|(sent, _)| *sent == nonce) else { return };
+        let Some((_, sent)) = self.pings.remove(at) else { return };
+        let rtt = now.saturating_sub(sent);
+        self.rtt = Some(self.rtt.map_or(rtt, |best| best.min(rtt)));
+        if self.round_trips.len() == ROUND_TRIPS {
+            self.round_trips.pop_front();
         }
+        self.round_trips.push_back((now, rtt));
+    }
+
+    /// Mean deviation of the latest round trips, if there were enough.
+    pub(crate) fn scatter(&self, now: Duration) -> Option<Duration> {
+        let is_recent = |(at, _): &&(Duration, Duration)| now.saturating_sub(*at) <= ROUND_TRIPS_FOR;
+        let recent = || self.round_trips.iter().filter(is_recent).map(|(_, rtt)| *rtt);
+        let count = recent().count();
+        if count < ROUND_TRIPS_MIN {
+            return None;
+        }
+        let mean = recent().sum::<Duration>() / count as u32;
+        Some(recent().map(|rtt| rtt.abs_diff(mean)).sum::<Duration>() / count as u32)
     }
 
     /// How long nothing was heard, when that is too long.

@@ -5,7 +5,7 @@ use migrated_pages::{PageRun, PageSet};
 use migrated_wire::{PageSetPiece, PostcopyUse, ToDestination, VerifyWhen, bounded_text};
 
 use super::{Failure, FailureCode, Sent, SourceAction, SourceConfig, SourceEvent, State};
-use super::{drain::Drain, ended::Ended, push_rate::PushRate, resuming::Resuming};
+use super::{drain::Drain, ended::Ended, path::PathWatch, push_rate::PushRate, resuming::Resuming};
 use crate::liveness::Liveness;
 use crate::pace::Pace;
 use crate::policy::ConvergencePolicy;
@@ -26,6 +26,7 @@ pub(super) struct Common {
     pub(super) link: Liveness,
     pub(super) pace: Pace,
     pub(super) push: PushRate,
+    pub(super) path: PathWatch,
     pub(super) now: Duration,
     pub(super) phase: MigrationState,
     pub(super) tracking: bool,
@@ -49,7 +50,7 @@ impl Common {
         record.mode = config.mode;
         record.bandwidth_bps = config.limits.bandwidth_bps;
         let pace = Pace::new(config.limits.bandwidth_bps);
-        let push = PushRate::new(config.channels);
+        let (push, path) = (PushRate::new(config.channels), PathWatch::new(config.channels));
         Self {
             config,
             policy,
@@ -58,6 +59,7 @@ impl Common {
             link: Liveness::new(now),
             pace,
             push,
+            path,
             now,
             phase: MigrationState::Negotiating,
             tracking: false,
@@ -292,6 +294,21 @@ impl Common {
             self.send(ToDestination::Ping { nonce });
         }
         None
+    }
+
+    /// Why the guest had better not switch before its pages now.
+    pub(super) fn objection(&mut self) -> Option<String> {
+        self.path.objection(self.now, &self.link)
+    }
+
+    /// Ends a migration that could only have gone on over a better link.
+    pub(super) fn fail_unfit(&mut self, objection: &str) -> State {
+        let text = format!(
+            "the guest would have to run at the destination before its pages are there, and the link is not fit for \
+             that: {objection}; repair the link, raise --timeout, or use --on-timeout stop"
+        );
+        let failure = self.failure(FailureCode::LinkUnfit, text);
+        self.fail_running(failure)
     }
 
     pub(super) fn snapshot(&mut self, now: Duration, remaining: u64) -> MigrationRecord {

@@ -13,6 +13,7 @@ mod ended;
 mod indeterminate;
 mod negotiating;
 mod pacing;
+mod path;
 mod postcopy_active;
 mod postcopy_paused;
 mod postcopy_setup;
@@ -324,7 +325,10 @@ impl Source {
     /// after a batch.
     pub fn path_seen(&mut self, now: Duration, channel: Option<u16>, sample: &PathSample) {
         match channel {
-            Some(channel) => self.common.push.see(now, channel, sample),
+            Some(channel) => {
+                self.common.path.see(now, channel, sample);
+                self.common.push.see(now, channel, sample);
+            }
             None => self.common.push.see_urgent(sample),
         }
         if self.state.drain().is_some() {

@@ -8,6 +8,7 @@ use super::postcopy_setup::PostcopySetup;
 use super::precopy_paused::PrecopyPaused;
 use super::stop_and_copy::StopAndCopy;
 use super::{FailureCode, SourceAction, SourceEvent, State};
+use crate::limits::Limits;
 use crate::policy::{Observation, Progress, Step};
 use crate::predict::{KICKS, RATE_GUESS, ROUND_TRIPS};
 use crate::record::OnTimeout;
@@ -238,24 +239,49 @@ impl Precopy {
         match step {
             Step::Iterate => {
                 common.decide("iterate", verdict.reason);
-                self.begin_round(common, dirty);
-                State::Precopy(self)
+                self.iterate(common, dirty)
             }
             Step::Stop => {
                 common.decide("stop_and_copy", verdict.reason);
-                common.act(SourceAction::Pause);
-                self.doing = Doing::Pausing { residual: dirty, called_at: common.now };
-                State::Precopy(self)
+                self.stop(common, dirty)
             }
-            Step::SwitchToPostcopy if common.can_switch => {
-                common.decide("switch_to_postcopy", verdict.reason);
-                PostcopySetup::begin(common, self.round.n + 1, dirty)
-            }
+            Step::SwitchToPostcopy if common.can_switch => match common.objection() {
+                None => {
+                    common.decide("switch_to_postcopy", verdict.reason);
+                    PostcopySetup::begin(common, self.round.n + 1, dirty)
+                }
+                Some(objection) => self.switch_later(common, dirty, objection),
+            },
             Step::GiveUp | Step::SwitchToPostcopy => {
                 common.decide("give_up", verdict.reason.clone());
                 let failure = common.failure(FailureCode::NotConverged, verdict.reason);
                 common.fail_running(failure)
             }
+        }
+    }
+
+    fn iterate(mut self: Box<Self>, common: &mut Common, dirty: PageSet) -> State {
+        self.begin_round(common, dirty);
+        State::Precopy(self)
+    }
+
+    fn stop(mut self: Box<Self>, common: &mut Common, residual: PageSet) -> State {
+        common.act(SourceAction::Pause);
+        self.doing = Doing::Pausing { residual, called_at: common.now };
+        State::Precopy(self)
+    }
+
+    /// The guest is to switch, but the link is not fit for it: rounds go on until it is, or the time is over.
+    fn switch_later(self: Box<Self>, common: &mut Common, dirty: PageSet, objection: String) -> State {
+        let Limits { timeout, on_timeout, .. } = common.config.limits;
+        if common.now < timeout {
+            common.decide("switch_delayed", objection);
+            return self.iterate(common, dirty);
+        }
+        common.decide("switch_refused", format!("{objection}; the timeout of {timeout:?} is over"));
+        match on_timeout {
+            OnTimeout::Stop => self.stop(common, dirty),
+            OnTimeout::Cancel => common.fail_unfit(&objection),
         }
     }
 

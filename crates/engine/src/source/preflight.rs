@@ -9,7 +9,7 @@ use super::postcopy_setup::PostcopySetup;
 use super::precopy::Precopy;
 use super::{FailureCode, SourceAction, SourceEvent, State};
 use crate::limits::PREFLIGHT_TIMEOUT;
-use crate::record::{MigrationState, Mode, Predicted};
+use crate::record::{MigrationState, Mode, OnTimeout, Predicted};
 use crate::{PlanInputs, plan};
 
 /// The destination compares the guest with what it has; nothing has moved.
@@ -19,11 +19,19 @@ pub(super) struct Preflight {
     rehearsal: Option<Duration>,
     /// When the link was lost before: until when it may be opened again.
     window: Option<Window>,
+    /// The guest is to switch at once, but the link is not fit for it yet: until when to wait.
+    unfit_until: Option<Duration>,
 }
+
+/// How long pure post-copy waits for a link to get better: some times as long as a retransmission that backs off.
+const UNFIT_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it looks.
+const UNFIT_LOOK: Duration = Duration::from_millis(500);
 
 impl Preflight {
     pub(super) fn begin(now: Duration, window: Option<Window>) -> State {
-        State::Preflight(Self { deadline: now + PREFLIGHT_TIMEOUT, rehearsal: None, window })
+        let deadline = now + PREFLIGHT_TIMEOUT;
+        State::Preflight(Self { deadline, rehearsal: None, window, unfit_until: None })
     }
 
     pub(super) const fn deadline(&self) -> Duration {
@@ -46,6 +54,12 @@ impl Preflight {
                 let failure = common.failure(FailureCode::PreflightRefused, reasons.join("; "));
                 common.fail_running(failure)
             }
+            (SourceEvent::Tick, Some(_)) if self.unfit_until.is_some() && common.now >= self.deadline => {
+                match common.common_failure(&SourceEvent::Tick) {
+                    Some(failure) => common.fail_running(failure),
+                    None => self.switch_when_fit(common),
+                }
+            }
             (SourceEvent::Tick, _) if common.now >= self.deadline => {
                 let text = format!("preflight took longer than {PREFLIGHT_TIMEOUT:?}");
                 let failure = common.failure(FailureCode::PhaseTimeout, text);
@@ -67,7 +81,7 @@ impl Preflight {
         }
     }
 
-    fn accepted(self, common: &mut Common, rehearsal: Duration, no_postcopy: Option<String>) -> State {
+    fn accepted(mut self, common: &mut Common, rehearsal: Duration, no_postcopy: Option<String>) -> State {
         let wanted = common.postcopy_use();
         common.can_switch = wanted != PostcopyUse::Never
             && no_postcopy.is_none()
@@ -78,11 +92,8 @@ impl Preflight {
         }
         note_prediction(common, rehearsal, no_postcopy.clone());
         if common.config.mode == Mode::Postcopy {
-            common.decide("switch_to_postcopy", "post-copy was asked for: all pages follow the guest");
-            common.record.setup_ms = common.now.as_secs_f64() * 1e3;
-            let everything = PageSet::full(&common.config.identity.layout);
-            // Everything is missing, so nothing that the guest writes until it stops need be known.
-            return PostcopySetup::begin(common, 1, everything);
+            self.rehearsal = Some(rehearsal);
+            return self.switch_when_fit(common);
         }
         let accepted = "the destination accepted the guest";
         let reason = match (wanted, no_postcopy) {
@@ -93,9 +104,42 @@ impl Preflight {
             _ => accepted.to_owned(),
         };
         common.decide("precopy", reason);
+        Self { rehearsal: Some(rehearsal), ..self }.track(common)
+    }
+
+    fn track(self, common: &mut Common) -> State {
         common.tracking = true;
         common.act(SourceAction::StartTracking);
-        State::Preflight(Self { rehearsal: Some(rehearsal), ..self })
+        State::Preflight(Self { deadline: common.now + PREFLIGHT_TIMEOUT, unfit_until: None, ..self })
+    }
+
+    /// Post-copy was asked for. Over a link that is not fit for it the guest doesn't switch: it waits for a while,
+    /// then what was declared for a pre-copy that doesn't converge is done.
+    fn switch_when_fit(mut self, common: &mut Common) -> State {
+        let Some(objection) = common.objection() else {
+            common.decide("switch_to_postcopy", "post-copy was asked for: all pages follow the guest");
+            common.record.setup_ms = common.now.as_secs_f64() * 1e3;
+            let everything = PageSet::full(&common.config.identity.layout);
+            // Everything is missing, so nothing that the guest writes until it stops need be known.
+            return PostcopySetup::begin(common, 1, everything);
+        };
+        let until = *self.unfit_until.get_or_insert_with(|| {
+            common.decide("switch_delayed", &*objection);
+            common.now + UNFIT_PATIENCE
+        });
+        if common.now < until {
+            common.link.look_closely(common.now);
+            self.deadline = until.min(common.now + UNFIT_LOOK);
+            return State::Preflight(self);
+        }
+        common.decide("switch_refused", format!("{objection}, and was so for {UNFIT_PATIENCE:?}"));
+        match common.config.limits.on_timeout {
+            OnTimeout::Cancel => common.fail_unfit(&objection),
+            OnTimeout::Stop => {
+                common.can_switch = false;
+                self.track(common)
+            }
+        }
     }
 }
 
