@@ -44,7 +44,7 @@ impl ConvergencePolicy for AutoPolicy {
     }
 
     fn probe_after(&self, limits: &Limits) -> Option<Duration> {
-        (limits.max_iterations >= PROBE_ROUNDS).then_some(PROBE_AFTER)
+        probe_after(limits)
     }
 }
 
@@ -109,7 +109,7 @@ impl AutoPolicy {
         if seen.progress.unsent_pages > 0 {
             let in_time =
                 || only_switching_is_in_time(predicted, limits).filter(|_| seen.progress.rate_known);
-            return match Self::outruns_the_link(limits, seen).or_else(in_time) {
+            return match outruns_the_link(limits, seen).or_else(in_time) {
                 Some(why) => follow(why),
                 None => (Step::Iterate, Some("the first round goes on: the guest may yet be outrun".into())),
             };
@@ -126,22 +126,27 @@ impl AutoPolicy {
             Choice { rounds: false, why } => follow(why),
         }
     }
+}
 
-    /// Whether the latest harvest alone proves that rounds lead nowhere.
-    fn outruns_the_link(limits: &Limits, seen: &Observation) -> Option<String> {
-        let progress = &seen.progress;
-        let bytes = progress.dirtied_pages as f64 * migrated_pages::PAGE_SIZE as f64;
-        let (sending, window) = (bytes / seen.rate, progress.window.as_secs_f64());
-        let fits = seen.fixed.as_secs_f64() + sending <= limits.max_downtime.as_secs_f64();
-        (progress.rate_known && sending >= window && !fits).then(|| {
-            format!(
-                "sending the {} pages written in {:.0} ms would take {:.0} ms",
-                progress.dirtied_pages,
-                window * 1e3,
-                sending * 1e3
-            )
-        })
-    }
+/// When to cut the first round short.
+pub(crate) fn probe_after(limits: &Limits) -> Option<Duration> {
+    (limits.max_iterations >= PROBE_ROUNDS).then_some(PROBE_AFTER)
+}
+
+/// Whether the latest harvest alone proves that rounds lead nowhere.
+pub(crate) fn outruns_the_link(limits: &Limits, seen: &Observation) -> Option<String> {
+    let progress = &seen.progress;
+    let bytes = progress.dirtied_pages as f64 * migrated_pages::PAGE_SIZE as f64;
+    let (sending, window) = (bytes / seen.rate, progress.window.as_secs_f64());
+    let fits = seen.fixed.as_secs_f64() + sending <= limits.max_downtime.as_secs_f64();
+    (progress.rate_known && sending >= window && !fits).then(|| {
+        format!(
+            "sending the {} pages written in {:.0} ms would take {:.0} ms",
+            progress.dirtied_pages,
+            window * 1e3,
+            sending * 1e3
+        )
+    })
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@
 
 use std::time::Duration;
 
+use crate::auto::{outruns_the_link, probe_after};
+use crate::predict::{WriteFit, WriteSample};
 use crate::{AutoPolicy, Limits, Mode, OnTimeout, Prediction};
 
 /// What is known after a round.
@@ -129,6 +131,11 @@ pub trait ConvergencePolicy: Send {
     fn probe_after(&self, _limits: &Limits) -> Option<Duration> {
         None
     }
+
+    /// Whether the first round is to be cut short once more although the link's rate is known.
+    fn probes_again(&self) -> bool {
+        false
+    }
 }
 
 /// Rounds without a new best residual after which another one is waste.
@@ -209,9 +216,15 @@ const WASTE: f64 = 0.5;
 
 /// Pre-copy while it pays, then post-copy for the rest. A guest that pre-copy can stop within the limit of
 /// its downtime is stopped: it need not run on a host that lacks pages.
+///
+/// The first round is waste when the guest writes everywhere meanwhile. It is cut short as by [`AutoPolicy`], and when
+/// the guest is seen to outrun the link, once more: one harvest can't tell a small working set, beside which a first
+/// round is worth it, from a guest that overwrites all; two windows of different length can.
 #[derive(Debug, Default)]
 pub struct HybridPolicy {
     precopy: PrecopyPolicy,
+    fit: WriteFit,
+    probes_again: bool,
 }
 
 impl ConvergencePolicy for HybridPolicy {
@@ -221,6 +234,10 @@ impl ConvergencePolicy for HybridPolicy {
         if fits || !seen.can_switch {
             return verdict;
         }
+        let first_round = match seen.progress.unsent_pages {
+            0 => None,
+            _ => Some(self.first_round(limits, seen)),
+        };
         let round = seen.transfer_time().as_secs_f64();
         let again = (seen.dirty_pages_per_second * round).min(seen.residual_pages as f64);
         if seen.residual_pages == 0 {
@@ -229,6 +246,13 @@ impl ConvergencePolicy for HybridPolicy {
         }
         let why = if verdict.step != Step::Iterate {
             "pre-copy ends here".to_owned()
+        } else if let Some(first_round) = first_round {
+            match first_round {
+                Err(goes_on) => {
+                    return Verdict::new(Step::Iterate, format!("{}; {goes_on}", verdict.reason));
+                }
+                Ok(is_waste) => is_waste,
+            }
         } else if again > WASTE * seen.residual_pages as f64 {
             format!("another round of {:.0} ms would leave {again:.0} pages", round * 1e3)
         } else {
@@ -236,6 +260,44 @@ impl ConvergencePolicy for HybridPolicy {
         };
         let reason = format!("{}; {why}: {} pages follow the guest", verdict.reason, seen.residual_pages);
         Verdict::new(Step::SwitchToPostcopy, reason)
+    }
+
+    fn probe_after(&self, limits: &Limits) -> Option<Duration> {
+        let after = probe_after(limits)?;
+        Some(if self.probes_again { after * 2 } else { after })
+    }
+
+    fn probes_again(&self) -> bool {
+        self.probes_again
+    }
+}
+
+impl HybridPolicy {
+    /// Why the rest of a first round that was cut short is waste, or why it goes on.
+    fn first_round(&mut self, limits: &Limits, seen: &Observation) -> Result<String, String> {
+        let progress = &seen.progress;
+        if self.fit.samples() == 0 {
+            self.fit = WriteFit::new(progress.ram_pages);
+        }
+        self.fit.add(WriteSample { window: progress.window, pages: progress.dirtied_pages });
+        let Some(outruns) = outruns_the_link(limits, seen) else {
+            self.probes_again = false;
+            return Err("the first round goes on: the guest may yet be outrun".into());
+        };
+        if self.fit.samples() < 2 {
+            self.probes_again = true;
+            return Err(format!("{outruns}; another look tells where the guest writes"));
+        }
+        self.probes_again = false;
+        let worth = progress.ram_pages as f64 * progress.nonzero_share;
+        let bytes = progress.unsent_pages as f64 * progress.nonzero_share * migrated_pages::PAGE_SIZE as f64;
+        let written = self.fit.curve().0.pages_in(bytes / seen.rate).min(worth);
+        let numbers =
+            format!("the guest would write {written:.0} of {worth:.0} pages until all were sent once");
+        match written > WASTE * worth {
+            true => Ok(format!("{outruns}, and {numbers}")),
+            false => Err(format!("the first round goes on: {numbers}")),
+        }
     }
 }
 
@@ -252,6 +314,7 @@ pub fn policy_for(mode: Mode) -> Box<dyn ConvergencePolicy> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::WriteCurve;
 
     const MIB: f64 = 1048576.0;
 
@@ -311,6 +374,42 @@ mod tests {
         let limits = Limits { max_iterations: 1, ..Limits::default() };
         let seen = Observation { can_switch: true, ..seen(1, 100_000, 1.0) };
         assert_eq!(HybridPolicy::default().decide(&limits, &seen).step, Step::SwitchToPostcopy);
+    }
+
+    /// A first round of 256 MiB cut short at 1 Gbit/s, after a window in which a guest wrote at 390,000 pages a second
+    /// among so many pages.
+    fn cut_short(working_set: f64, window_ms: u64) -> Observation {
+        const RAM: u64 = 65_536;
+        let window = Duration::from_millis(window_ms);
+        let dirtied = WriteCurve::new(390_000.0, working_set).pages_in(window.as_secs_f64());
+        let progress = Progress {
+            ram_pages: RAM,
+            unsent_pages: RAM - 1_500,
+            nonzero_share: 1.0,
+            dirtied_pages: dirtied as u64,
+            window,
+            rate_known: true,
+            ..Progress::default()
+        };
+        let rate = 125e6;
+        let dirty = dirtied / window.as_secs_f64();
+        Observation { can_switch: true, rate, progress, ..seen(1, RAM, dirty) }
+    }
+
+    #[test]
+    fn hybrid_sees_early_that_its_first_round_is_waste() {
+        let steps = |working_set| {
+            let mut policy = HybridPolicy::default();
+            let first = policy.decide(&Limits::default(), &cut_short(working_set, 50));
+            let again = policy.probes_again();
+            let second = policy.decide(&Limits::default(), &cut_short(working_set, 100));
+            assert!(!policy.probes_again());
+            (first.step, again, second.step)
+        };
+        // Everything is overwritten, an eighth of it, or so little that the link may outrun the guest.
+        assert_eq!(steps(65_536.0), (Step::Iterate, true, Step::SwitchToPostcopy));
+        assert_eq!(steps(8_192.0), (Step::Iterate, true, Step::Iterate));
+        assert_eq!(steps(1_000.0), (Step::Iterate, false, Step::Iterate));
     }
 
     #[test]

@@ -204,7 +204,8 @@ impl Precopy {
     fn begin_round(&mut self, common: &mut Common, pages: PageSet) {
         common.act(SourceAction::Wake);
         let n = self.round.n + 1;
-        self.probe_at = match self.is_first_pass && !self.rate_known && n <= PROBES {
+        let looks = !self.rate_known || common.policy.probes_again();
+        self.probe_at = match self.is_first_pass && looks && n <= PROBES {
             true => probe_at(common),
             false => None,
         };
