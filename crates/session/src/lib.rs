@@ -18,11 +18,13 @@
 //! destination one thread reads faults and sends requests itself. At the source the thread that reads the control
 //! channel feeds a request itself, and the urgent channel has a thread of its own. The page comes back to a
 //! thread that places it and wakes the vCPU. The sessions' own threads are not on this way, so that nothing
-//! waits for what they do meanwhile: restoring state that lies in a missing page, for one.
+//! waits for what they do meanwhile: restoring state that lies in a missing page, for one. Those that are on it run
+//! before others where that is permitted, and the push steps back for a page that is asked for.
 
 mod clock;
 mod destination;
 mod error;
+mod priority;
 mod source;
 mod traffic;
 

@@ -14,6 +14,8 @@ pub struct PathSample {
     pub acked: u64,
     /// Bytes sent and not acknowledged.
     pub in_flight: u64,
+    /// Bytes taken from the sender and not sent.
+    pub unsent: u64,
     /// Segments sent, retransmissions included.
     pub segments: u64,
     /// Segments sent again because they seemed to be lost.

@@ -124,6 +124,7 @@ pub(crate) fn path(socket: BorrowedFd<'_>, given: u64) -> io::Result<PathSample>
         acked: info.tcpi_bytes_acked,
         // Not the segments times their size: the last one is often small.
         in_flight: given.saturating_sub(info.tcpi_notsent_bytes.into()).saturating_sub(info.tcpi_bytes_acked),
+        unsent: info.tcpi_notsent_bytes.into(),
         segments: info.tcpi_data_segs_out.into(),
         retransmitted: info.tcpi_total_retrans.into(),
     })

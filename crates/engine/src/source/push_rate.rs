@@ -14,14 +14,16 @@
 //! above the target for an interval (CoDel, RFC 8289).
 //!
 //! *What is the link's rate?* While a queue stands the bottleneck is busy, and then, and only then, what is
-//! delivered is its rate. A token bucket's burst doesn't count, because no queue stands before the bucket is
+//! delivered is its rate (unless the sender sleeps longer than what it gave lasts). A token bucket's burst doesn't count, because no queue stands before the bucket is
 //! empty. So a standing queue is both the signal to slow down and the time to measure: the push goes at a share
 //! of what is delivered until the queue is gone ([`Phase::Draining`]), then just below what was delivered meanwhile
 //! ([`Phase::Steady`]), and after a while slowly faster, and faster the longer nothing stands, in case the link has more
 //! to give now. Whoever has no queue is not limited at all ([`Phase::Free`]): an idle 100 Gbit/s link stays that.
 //!
-//! *Whose queue is it?* A delay that outlasts the slowing down is not ours: other traffic, or a host too busy to
-//! answer. It counts as part of the path from then on, as the push would else give way to it without end.
+//! *Whose queue is it?* A queue of ours gives out more than goes in while it drains. A delay that does not, or that
+//! outlasts the slowing down, is others': their traffic, or a host too busy to answer. It counts as part of the path
+//! from then on, as the push would else give way to it without end. And a bottleneck has the same rate each
+//! time it is measured: a rate that was measured once, or anew each time, is soon tried to be exceeded.
 //!
 //! Before the switch, rounds at full rate are watched but not limited: by the switch the link's rate is known.
 
@@ -45,14 +47,20 @@ const DRAIN_SHARE: f64 = 0.75;
 const STEADY_SHARE: f64 = 0.97;
 /// Rates over a shorter time are mostly the size of bursts: 25 ms at 1 Gbit/s are 48 bursts of 64 KiB.
 const SPAN: Duration = Duration::from_millis(25);
+/// A sender that was silent for this long, and longer than what it had given lasts, has left the bottleneck idle.
+const IDLE_AFTER: Duration = Duration::from_millis(1);
 /// Kept to know what was delivered of late.
 const HISTORY: Duration = Duration::from_millis(50);
 /// For Little's law, which must not count what passed before the queue built up.
 const RECENT: Duration = Duration::from_millis(10);
-/// An estimate of the rate counts in full when it is further than this from the one before, else by half.
+/// A rate is the one measured before when it is no further from it than this. Else the new one counts alone.
 const AGREES: f64 = 0.1;
+/// A queue of ours that drains gives out at least so much more than goes in, less the size of bursts.
+const DRAINS: f64 = 1.1;
 /// Share of what was delivered when the queue was noticed that is kept in any case, should the queue have been none.
 const KEPT: f64 = 0.9;
+/// Growth a second while the rate was not measured twice alike: ten times it is found in 0.3 s.
+const GROWTH_UNSURE: f64 = 8.0;
 /// How long the rate stays where it is before more is tried: a queue of 0.5 ms now and then costs less than the
 /// share of a link that was taken for slow.
 const HOLD: Duration = Duration::from_millis(250);
@@ -92,6 +100,8 @@ pub(super) struct PushRate {
     acked: u64,
     history: VecDeque<Mark>,
     last: Duration,
+    /// When the bottleneck has surely nothing to do any more, if nothing new comes.
+    busy_until: Duration,
     /// Since when the queue's delay is above the target, and in how many samples.
     above: Option<(Mark, u32)>,
     /// Delay that is not ours.
@@ -105,6 +115,7 @@ pub(super) struct PushRate {
 struct Lane {
     acked: u64,
     in_flight: u64,
+    unsent: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +139,8 @@ enum Phase {
     Steady {
         rate: f64,
         since: Duration,
+        /// Whether the link's rate was measured twice alike.
+        is_sure: bool,
     },
 }
 
@@ -139,6 +152,7 @@ impl PushRate {
             acked: 0,
             history: VecDeque::new(),
             last: Duration::ZERO,
+            busy_until: Duration::ZERO,
             above: None,
             foreign: Duration::ZERO,
             phase: Phase::Free,
@@ -184,6 +198,10 @@ impl PushRate {
         let all = self.delay(now, sample);
         self.foreign = self.foreign.min(all);
         let (delay, target) = (all - self.foreign, self.target(now));
+        if now > self.busy_until {
+            self.measure_anew(now);
+        }
+        self.busy_until = now.saturating_add(all.max(self.lasts(now)).max(IDLE_AFTER));
         self.above = match (self.above, delay > target) {
             (Some((mark, samples)), true) => Some((mark, samples + 1)),
             (None, true) => Some((self.mark(now), 1)),
@@ -194,9 +212,9 @@ impl PushRate {
             Phase::Draining { .. } if delay <= target / 2 => self.drained(now),
             Phase::Draining { .. } => self.drain_on(now, all),
             Phase::Free => self.drain_when_standing(now, delay),
-            Phase::Steady { rate, since } => {
+            Phase::Steady { .. } => {
                 let room = 1.0 - delay.as_secs_f64() / target.as_secs_f64();
-                self.try_more(now, since_last.mul_f64(room.max(0.0)), rate, since);
+                self.try_more(now, since_last.mul_f64(room.max(0.0)));
                 self.drain_when_standing(now, delay);
             }
         }
@@ -211,7 +229,17 @@ impl PushRate {
     fn account(&mut self, lane: usize, sample: &PathSample) {
         let Some(lane) = self.lanes.get_mut(lane) else { return };
         self.acked += sample.acked.saturating_sub(lane.acked);
-        *lane = Lane { acked: sample.acked, in_flight: sample.in_flight };
+        *lane = Lane { acked: sample.acked, in_flight: sample.in_flight, unsent: sample.unsent };
+    }
+
+    /// The sender slept for longer than what it had given lasts, so what was delivered meanwhile is not the link's
+    /// rate.
+    fn measure_anew(&mut self, now: Duration) {
+        self.above = None;
+        let start = self.mark(now);
+        if let Phase::Draining { mark, .. } = &mut self.phase {
+            *mark = start;
+        }
     }
 
     /// Measures the link while rounds fill its queue.
@@ -244,17 +272,17 @@ impl PushRate {
 
     /// The queue still stands.
     fn drain_on(&mut self, now: Duration, delay: Duration) {
-        let Phase::Draining { since, mark, entry, patience, .. } = self.phase else { return };
+        let Phase::Draining { rate, since, mark, entry, patience } = self.phase else { return };
         if now.saturating_sub(mark.at) < SPAN {
             return;
         }
-        if now.saturating_sub(since) >= patience {
+        let link = self.delivered(mark, now).max(FLOOR);
+        if link < rate * DRAINS || now.saturating_sub(since) >= patience {
             self.foreign = delay;
             self.above = None;
-            self.settle(now, entry);
+            self.settle(now, entry, false);
             return;
         }
-        let link = self.delivered(mark, now).max(FLOOR);
         self.link = Some(link);
         let mark = self.mark(now);
         self.phase = Phase::Draining { rate: link * DRAIN_SHARE, since, mark, entry, patience };
@@ -266,25 +294,29 @@ impl PushRate {
             true => self.delivered(mark, now).max(entry * KEPT),
             false => entry,
         };
-        let agrees = |link: &f64| (measured - link).abs() <= link * AGREES;
-        let link = self.link.filter(agrees).map_or(measured, |link| (link + measured) / 2.0);
-        self.settle(now, link);
+        match self.link.filter(|link| (measured - link).abs() <= link * AGREES) {
+            Some(link) => self.settle(now, (link + measured) / 2.0, true),
+            None => self.settle(now, measured, false),
+        }
     }
 
-    fn settle(&mut self, now: Duration, link: f64) {
+    fn settle(&mut self, now: Duration, link: f64, is_sure: bool) {
         self.link = Some(link);
-        self.phase = Phase::Steady { rate: link * STEADY_SHARE, since: now };
+        self.phase = Phase::Steady { rate: link * STEADY_SHARE, since: now, is_sure };
     }
 
-    fn try_more(&mut self, now: Duration, time: Duration, rate: f64, since: Duration) {
-        let Some(tried) = now.saturating_sub(since).checked_sub(HOLD) else { return };
+    fn try_more(&mut self, now: Duration, time: Duration) {
+        let Phase::Steady { rate, since, is_sure } = self.phase else { return };
+        let hold = if is_sure { HOLD } else { Duration::ZERO };
+        let Some(tried) = now.saturating_sub(since).checked_sub(hold) else { return };
         // Who doesn't use what there is need not have more.
         if self.recent(now, HISTORY).is_none_or(|recent| recent < rate / 2.0) {
             return;
         }
         let doublings = (tried.as_secs_f64() / DOUBLES_AFTER.as_secs_f64()).floor().min(DOUBLINGS_MAX);
-        let growth = GROWTH * doublings.exp2() * time.min(SPAN).as_secs_f64();
-        self.phase = Phase::Steady { rate: rate * (1.0 + growth), since };
+        let growth = if is_sure { GROWTH * doublings.exp2() } else { GROWTH_UNSURE };
+        let rate = rate * (1.0 + growth * time.min(SPAN).as_secs_f64());
+        self.phase = Phase::Steady { rate, since, is_sure };
     }
 
     fn mark(&self, now: Duration) -> Mark {
@@ -321,6 +353,13 @@ impl PushRate {
             stays.saturating_sub(sample.min_rtt)
         });
         by_bytes.map_or(by_time, |by_bytes| by_time.min(by_bytes))
+    }
+
+    /// How long what the transports have keeps the bottleneck busy.
+    fn lasts(&self, now: Duration) -> Duration {
+        let held: u64 = self.lanes.iter().map(|lane| lane.in_flight + lane.unsent).sum();
+        let rate = self.recent(now, RECENT).unwrap_or(f64::INFINITY);
+        Duration::try_from_secs_f64(held as f64 / rate).unwrap_or(Duration::MAX)
     }
 
     /// Two batches are no queue: one leaves while the next one comes.

@@ -14,6 +14,7 @@ use migrated_wire::{
 use super::Shared;
 use super::link::LinkEvents;
 use crate::error::ChannelFault;
+use crate::priority;
 use crate::traffic::Odometer;
 
 /// Which pages a channel brings.
@@ -38,6 +39,9 @@ pub(super) fn start(shared: &Arc<Shared>, events: LinkEvents, lane: Lane, receiv
         odometer: Odometer::default(),
     };
     thread::spawn(move || {
+        if lane == Lane::Urgent {
+            priority::raise();
+        }
         let event = match thread.run() {
             ChannelFault::Lost(reason) => DestinationEvent::PagesLost(reason),
             ChannelFault::Misbehaved(what) => DestinationEvent::PeerMisbehaved(what),

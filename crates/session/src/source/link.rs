@@ -16,6 +16,7 @@ use migrated_wire::{
 use super::pages::{self, Lane};
 use super::{Happening, Shared};
 use crate::error::ChannelFault;
+use crate::priority;
 use crate::traffic::{Odometer, Traffic};
 
 /// How long opening all channels may take.
@@ -76,6 +77,7 @@ impl OpenedLink {
         }
         let (shared, events) = (shared.clone(), events.clone());
         threads.push(thread::spawn(move || {
+            priority::raise();
             let event = match read(receiver.as_mut(), &events, &shared) {
                 ChannelFault::Lost(reason) => SourceEvent::LinkLost(reason),
                 ChannelFault::Misbehaved(what) => SourceEvent::PeerMisbehaved(what),

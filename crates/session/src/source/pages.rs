@@ -13,6 +13,7 @@ use parking_lot::MutexGuard;
 use vm_memory::VolatileSlice;
 
 use super::{Happening, Shared};
+use crate::priority;
 use crate::traffic::Odometer;
 
 /// Which pages a channel carries.
@@ -43,6 +44,9 @@ pub(super) fn start(
         pace: SendPace::default(),
     };
     thread::spawn(move || {
+        if lane == Lane::Urgent {
+            priority::raise();
+        }
         if let Err(error) = thread.run(&events) {
             // The session may have ended, which is why the channel did.
             let _ = events.send(Happening::Event(SourceEvent::LinkLost(error.to_string())));
