@@ -20,10 +20,10 @@
 //! ([`Phase::Steady`]), and after a while slowly faster, and faster the longer nothing stands, in case the link has more
 //! to give now. Whoever has no queue is not limited at all ([`Phase::Free`]): an idle 100 Gbit/s link stays that.
 //!
-//! *Whose queue is it?* A queue of ours gives out more than goes in while it drains. A delay that does not, or that
-//! outlasts the slowing down, is others': their traffic, or a host too busy to answer. It counts as part of the path
-//! from then on, as the push would else give way to it without end. And a bottleneck has the same rate each
-//! time it is measured: a rate that was measured once, or anew each time, is soon tried to be exceeded.
+//! *Whose queue is it?* A queue of ours gives out more than goes in while it drains. A delay while just that much passes,
+//! or one that outlasts the slowing down, is others': their traffic, or a host too busy to answer. It counts as
+//! part of the path from then on, as the push would else give way to it without end. And a bottleneck has the same
+//! rate each time it is measured: a rate that was measured once, or anew each time, is soon tried to be exceeded.
 //!
 //! Before the switch, rounds at full rate are watched but not limited: by the switch the link's rate is known.
 
@@ -55,8 +55,12 @@ const HISTORY: Duration = Duration::from_millis(50);
 const RECENT: Duration = Duration::from_millis(10);
 /// A rate is the one measured before when it is no further from it than this. Else the new one counts alone.
 const AGREES: f64 = 0.1;
-/// A queue of ours that drains gives out at least so much more than goes in, less the size of bursts.
+/// A queue of ours gives out at least so much more than goes in while it drains, less the size of bursts; and if the
+/// link carries so much less than goes in, the queue is ours as well.
 const DRAINS: f64 = 1.1;
+/// By this factor the rate falls at most when a queue is noticed: acknowledgements may have been held up, and a queue
+/// that still stands is noticed again.
+const FALLS: f64 = 0.25;
 /// Share of what was delivered when the queue was noticed that is kept in any case, should the queue have been none.
 const KEPT: f64 = 0.9;
 /// Growth a second while the rate was not measured twice alike: ten times it is found in 0.3 s.
@@ -248,7 +252,7 @@ impl PushRate {
             && now.saturating_sub(mark.at) >= SPAN
             && samples >= SAMPLES
         {
-            self.link = Some(self.delivered(mark, now));
+            self.link = Some(self.delivered(mark, now).max(FLOOR));
             self.above = Some((self.mark(now), 0));
         }
     }
@@ -258,7 +262,8 @@ impl PushRate {
             && now.saturating_sub(mark.at) >= INTERVAL
             && samples >= SAMPLES
         {
-            let entry = self.delivered(mark, now);
+            let before = self.rate().or_else(|| self.recent(now, HISTORY)).unwrap_or(FLOOR);
+            let entry = self.delivered(mark, now).max(before * FALLS);
             self.drain_from(mark, entry, now, delay);
         }
     }
@@ -276,8 +281,10 @@ impl PushRate {
         if now.saturating_sub(mark.at) < SPAN {
             return;
         }
-        let link = self.delivered(mark, now).max(FLOOR);
-        if link < rate * DRAINS || now.saturating_sub(since) >= patience {
+        let delivered = self.delivered(mark, now);
+        let link = delivered.max(rate * FALLS);
+        let passes = (rate / DRAINS..rate * DRAINS).contains(&delivered);
+        if passes || now.saturating_sub(since) >= patience {
             self.foreign = delay;
             self.above = None;
             self.settle(now, entry, false);
@@ -301,6 +308,7 @@ impl PushRate {
     }
 
     fn settle(&mut self, now: Duration, link: f64, is_sure: bool) {
+        let link = link.max(FLOOR);
         self.link = Some(link);
         self.phase = Phase::Steady { rate: link * STEADY_SHARE, since: now, is_sure };
     }

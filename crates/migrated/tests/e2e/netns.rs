@@ -55,6 +55,14 @@ impl Netns {
         run("tc", &[&["-n", &self.0, "qdisc", "add", "dev", LINK, "root"], &bucket[..]].concat());
     }
 
+    /// Loses so many percent of what comes in over the link, or nothing any more.
+    pub fn lose(&self, percent: u32) {
+        let nft = |rules: &str| run("ip", &["netns", "exec", &self.0, "nft", rules]);
+        nft("add table inet loss; delete table inet loss; add table inet loss");
+        nft("add chain inet loss input { type filter hook input priority 0; }");
+        nft(&format!("add rule inet loss input iifname {LINK} numgen random mod 100 < {percent} drop"));
+    }
+
     /// A command that will run in here, as the process that it starts.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");

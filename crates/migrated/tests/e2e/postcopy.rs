@@ -55,6 +55,8 @@ fn back_and_forth(transport: TransportKind) {
         "migrated_postcopy_pages_total{why=\"push\"}",
         "migrated_postcopy_faults_total",
         "migrated_postcopy_fault_seconds_count",
+        "migrated_postcopy_fault_part_seconds_count{part=\"wire\"}",
+        "migrated_postcopy_blocked_seconds_count{who=\"all\"}",
         "migrated_postcopy_seconds_count{mode=\"postcopy\"}",
     ] {
         assert!(text.contains(counted), "{counted} is not in {text}");
@@ -87,6 +89,32 @@ fn auto_switches_when_the_guest_outruns_the_link_and_only_when_it_may() {
     assert!(kept.decisions[0].reason.contains("not allowed"), "{:#?}", kept.decisions);
 }
 
+#[test]
+fn a_switch_waits_until_the_link_loses_nothing_any_more() {
+    require!(Kvm, Netns, Userfaultfd);
+    let lab = Lab::new();
+    let parameters = "hot=24M rate=max content=random pattern=random fill=24M";
+    Workload { name: "g", vcpus: 1, memory_mib: 64, parameters }.create(&lab.a);
+    lab.b.netns.lose(10);
+    let request = json!({ "to": "b", "mode": "hybrid", "max_downtime_ms": 1, "verify": "after" });
+    let begun = lab.a.migrate("g", &request);
+    let reason = |record: &MigrationRecord, of: &str| {
+        let decision = record.decisions.iter().find(|decision| decision.decision == of);
+        decision.map(|decision| decision.reason.clone())
+    };
+    wait_until("the switch is delayed", PATIENCE, || {
+        let record = lab.a.migration(&begun.id);
+        assert!(record.state.is_some_and(|state| !state.is_final()), "{record:#?}");
+        reason(&record, "switch_delayed").is_some_and(|why| why.contains("segments"))
+    });
+    lab.b.netns.lose(0);
+    let record = lab.a.await_end(&begun.id);
+    assert_complete(&record, Verify::After);
+    assert!(record.postcopy.is_some() && reason(&record, "switch_to_postcopy").is_some(), "{record:#?}");
+    assert_runs_only("g", &lab.b, &lab.a);
+    lab.await_tidy();
+}
+
 /// Moves a guest and compares its memory; gives both ends' records.
 #[track_caller]
 fn move_over(from: &Host, to: &Host, vm: &str, more: &Value) -> (MigrationRecord, MigrationRecord) {
@@ -111,6 +139,14 @@ fn assert_all_followed(record: &MigrationRecord, theirs: &MigrationRecord) {
         came.faults > 0 && came.fault_latency.count() > 0,
         "a guest that runs touches something: {came:?}"
     );
+    let wire = &came.fault_parts.wire;
+    assert!(
+        wire.count() <= came.fault_latency.count() && wire.sum_us <= came.fault_latency.sum_us,
+        "{came:?}"
+    );
+    let is_vcpu = |name: &str| name.starts_with("vcpu");
+    assert!(came.blocked.iter().any(|thread| is_vcpu(&thread.name) && thread.blocked_us > 0.0), "{came:?}");
+    assert!(came.faults_per_second > 0.0 && came.faults_per_second_peak > 0.0, "{came:?}");
     assert!(sent.recoveries.is_empty() && came.recoveries.is_empty(), "{sent:?} {came:?}");
 }
 

@@ -21,7 +21,11 @@ fn assert_memory(record: &MigrationRecord, verify: Verify) {
     assert!(ram.pages > 0 && ram.bytes == ram.pages * 4096, "{ram:?}");
     assert!(ram.pages_sent + ram.pages_zero >= ram.pages, "{ram:?}");
     let first = record.iterations.first().unwrap();
-    assert_eq!((first.n, first.pages), (1, ram.pages), "the first round is all of RAM");
+    let is_cut = record.decisions.iter().any(|decision| decision.decision == "cut_round_short");
+    assert!(
+        first.n == 1 && (first.pages == ram.pages || is_cut),
+        "the first round is all of RAM: {record:#?}"
+    );
     assert!(record.iterations.iter().enumerate().all(|(at, round)| round.n as usize == at + 1));
     let pages: u64 = record.iterations.iter().map(|round| round.pages).sum();
     // A page that is asked for while it waits in a page channel's queue goes once more.

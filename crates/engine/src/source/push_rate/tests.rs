@@ -198,3 +198,25 @@ fn a_host_that_stalls_now_and_then_costs_little_more_than_the_stalls() {
     let used = (run.acked - before) / 2.0 / fast;
     assert!(used > 0.7, "{used:.3} of the link, of which stalls take 0.2");
 }
+
+#[test]
+fn acknowledgements_that_are_held_up_do_not_stop_the_push() {
+    let mut run = Run::new(Bottleneck::new(GBIT, 64e3));
+    run.go(500 * MS);
+    let before = run.push.rate().unwrap();
+    for sample in 0..20 {
+        let sample = PathSample {
+            rtt: 20 * MS,
+            min_rtt: Run::MIN_RTT,
+            acked: run.acked as u64,
+            in_flight: 2_000_000 + sample * 28_672,
+            ..PathSample::default()
+        };
+        run.now += MS;
+        run.push.see(run.now, 0, &sample);
+    }
+    assert!(run.push.rate().unwrap() > before / 8.0, "{before} {:?}", run.push.rate());
+    run.srtt = Run::MIN_RTT;
+    run.go(300 * MS);
+    assert!(run.go(500 * MS).used > 0.9);
+}
