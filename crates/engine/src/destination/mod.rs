@@ -29,6 +29,7 @@ use migrated_wire::{
 use crate::failure::{Failure, FailureCode};
 use crate::record::{MigrationRecord, MigrationState};
 use common::Common;
+pub use waits::Arrived;
 
 /// What a destination is told when it is made.
 #[derive(Clone, Debug)]
@@ -143,17 +144,6 @@ pub enum Due {
     Hashes,
     /// Nothing but the end of an iteration.
     Marker,
-}
-
-/// Moments of pages' arrival, on the clock of all other times.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Arrived {
-    /// Their payload was read.
-    pub read: Duration,
-    /// The kernel was about to be told.
-    pub ready: Duration,
-    /// The guest had them, and whoever waited was woken.
-    pub woken: Duration,
 }
 
 /// What a page fault leads to.

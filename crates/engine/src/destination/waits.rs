@@ -3,8 +3,18 @@ use std::time::Duration;
 
 use migrated_pages::{BlockId, PageRun};
 
-use super::Arrived;
 use crate::record::{Postcopy, ThreadWaits};
+
+/// Moments of pages' arrival, on the clock of all other times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrived {
+    /// Their payload was read.
+    pub read: Duration,
+    /// The kernel was about to be told.
+    pub ready: Duration,
+    /// The guest had them, and whoever waited was woken.
+    pub woken: Duration,
+}
 
 /// Over so long the most faults are told.
 const PEAK_WINDOW: Duration = Duration::from_millis(100);
