@@ -34,8 +34,7 @@ use std::time::Duration;
 
 use migrated_pages::{PAGE_SIZE, PageRun, PageSet};
 use migrated_wire::{
-    CommitOutcome, GuestIdentity, MAX_DATA_PAGES, PathSample, Section, SendPace, ToDestination, ToSource,
-    VerifyWhen,
+    CommitOutcome, GuestIdentity, MAX_DATA_PAGES, Section, ToDestination, ToSource, VerifyWhen,
 };
 
 use crate::failure::{Failure, FailureCode};
@@ -312,36 +311,6 @@ impl Source {
         match self.common.next_urgent(drain, out) {
             true => Next::Pages { iteration: drain.iteration },
             false => Next::Wait,
-        }
-    }
-
-    /// Whether pages are asked for that the urgent channel has not taken yet: page channels should let it go first.
-    #[must_use]
-    pub fn has_urgent(&self) -> bool {
-        self.state.drain().is_some_and(drain::Drain::has_urgent)
-    }
-
-    /// What the transport of a page channel, or of the urgent one (`None`), knows of its way to the destination,
-    /// after a batch.
-    pub fn path_seen(&mut self, now: Duration, channel: Option<u16>, sample: &PathSample) {
-        match channel {
-            Some(channel) => {
-                self.common.path.see(now, channel, sample);
-                self.common.push.see(now, channel, sample);
-            }
-            None => self.common.push.see_urgent(sample),
-        }
-        if self.state.drain().is_some() {
-            self.common.limit_push(now);
-        }
-    }
-
-    /// How the transport of each page channel is to send from now on.
-    #[must_use]
-    pub fn lane_pace(&self) -> SendPace {
-        match self.state.drain() {
-            Some(_) => self.common.lane_pace(),
-            None => SendPace::default(),
         }
     }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use migrated_pages::{PAGE_SIZE, PageRun};
-use migrated_wire::SendPace;
+use migrated_wire::{PathSample, SendPace};
 
+use super::Source;
 use super::common::Common;
 use super::drain::Drain;
 use super::push_rate::batch_pages;
@@ -16,6 +17,38 @@ const PUSH_AT_LEAST: u32 = 10;
 /// Enough for its thread to sleep meanwhile.
 const UNSENT: Duration = Duration::from_millis(2);
 const UNSENT_MIN: f64 = (128 << 10) as f64;
+
+impl Source {
+    /// Whether pages are asked for that the urgent channel has not taken yet: page channels should let it go first.
+    #[must_use]
+    pub fn has_urgent(&self) -> bool {
+        self.state.drain().is_some_and(Drain::has_urgent)
+    }
+
+    /// What the transport of a page channel, or of the urgent one (`None`), knows of its way to the destination,
+    /// after a batch.
+    pub fn path_seen(&mut self, now: Duration, channel: Option<u16>, sample: &PathSample) {
+        match channel {
+            Some(channel) => {
+                self.common.path.see(now, channel, sample);
+                self.common.push.see(now, channel, sample);
+            }
+            None => self.common.push.see_urgent(sample),
+        }
+        if self.state.drain().is_some() {
+            self.common.limit_push(now);
+        }
+    }
+
+    /// How the transport of each page channel is to send from now on.
+    #[must_use]
+    pub fn lane_pace(&self) -> SendPace {
+        match self.state.drain() {
+            Some(_) => self.common.lane_pace(),
+            None => SendPace::default(),
+        }
+    }
+}
 
 impl Common {
     /// Pages that follow the guest, for a page channel: whether there are some, or the moment to ask again.
