@@ -32,5 +32,5 @@ pub use migrated_cpuid::{
 };
 pub use migrated_engine::{
     LatencyHistogram, MigrationRecord, MigrationState, Mode, ModePrediction, OnTimeout, Postcopy, Predicted,
-    Prediction, RecordError, RecordRole, Recovery, Verify,
+    Prediction, RecordError, RecordRole, Recovery, Throttled, ThrottledVcpu, Verify, WriteAttribution,
 };

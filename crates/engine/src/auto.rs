@@ -3,7 +3,7 @@ use std::time::Duration;
 use crate::policy::{ConvergencePolicy, Observation, PrecopyPolicy, Step, Verdict};
 use crate::predict::{
     Choice, Model, PATIENCE, STICKY_PATIENCE, WriteFit, WriteSample, choose, only_switching_is_in_time,
-    summary,
+    slowing_pays, summary,
 };
 use crate::{Limits, Prediction};
 
@@ -20,6 +20,10 @@ const PROBE_ROUNDS: u32 = 8;
 /// while they are predicted to reach the limits in a time worth it; otherwise the guest switches and the
 /// rest follows it. Where post-copy is not allowed or not possible it is [`PrecopyPolicy`], with predictions.
 ///
+/// Where `max_slowdown_percent` allows it, rounds over a guest that is throttled are a third way. They are
+/// preferred to a switch where they pay by the same measure as others: whoever allowed the slowdown said what
+/// may be paid for a guest that never depends on two hosts.
+///
 /// The first round is cut short after `PROBE_AFTER`, because what was sent of a guest that overwrites it all
 /// is sent twice. One harvest can't tell what a longer window will find, so this early only certainty
 /// counts: the n pages that were written in a window t need n ÷ b ≥ t to send. Sending them takes as long as
@@ -29,18 +33,22 @@ pub struct AutoPolicy {
     precopy: PrecopyPolicy,
     fit: WriteFit,
     chose_rounds: bool,
+    chose_throttle: bool,
 }
 
 impl ConvergencePolicy for AutoPolicy {
     fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict {
         let predicted = self.predict(limits, seen);
         let plain = self.precopy.decide(limits, seen);
+        let needs_it = !predicted.precopy.converges && predicted.precopy_throttled.converges;
+        let alone = !seen.can_switch && seen.progress.unsent_pages == 0;
         let (step, why) = self.choose(limits, seen, &predicted, plain.step);
+        let slow_down = self.chose_throttle || alone && (plain.slow_down || needs_it);
         let mut reason = format!("{}; {}", plain.reason, summary(&predicted));
         if let Some(why) = why {
             reason = format!("{reason}; {why}");
         }
-        Verdict { step, reason, predicted: Some(predicted) }
+        Verdict { step, slow_down, reason, predicted: Some(predicted) }
     }
 
     fn probe_after(&self, limits: &Limits) -> Option<Duration> {
@@ -110,6 +118,10 @@ impl AutoPolicy {
             let in_time =
                 || only_switching_is_in_time(predicted, limits).filter(|_| seen.progress.rate_known);
             return match Self::outruns_the_link(limits, seen).or_else(in_time) {
+                Some(why) if slowing_pays(predicted, limits, PATIENCE) => {
+                    self.chose_throttle = true;
+                    (Step::Iterate, Some(format!("{why}, so the guest is slowed")))
+                }
                 Some(why) => follow(why),
                 None => (Step::Iterate, Some("the first round goes on: the guest may yet be outrun".into())),
             };
@@ -119,11 +131,12 @@ impl AutoPolicy {
         }
         let patience = if self.chose_rounds { STICKY_PATIENCE } else { PATIENCE };
         match choose(predicted, limits, patience) {
-            Choice { rounds: true, why } => {
+            Choice { rounds: true, slowed, why } => {
                 self.chose_rounds = true;
+                self.chose_throttle |= slowed;
                 (Step::Iterate, Some(why))
             }
-            Choice { rounds: false, why } => follow(why),
+            Choice { rounds: false, why, .. } => follow(why),
         }
     }
 

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use crate::{AutoPolicy, Limits, Mode, OnTimeout, Prediction};
+use crate::{AutoPolicy, Limits, Mode, OnTimeout, Prediction, throttle};
 
 /// What is known after a round.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,6 +107,8 @@ pub enum Step {
 pub struct Verdict {
     /// What to do.
     pub step: Step,
+    /// With [`Step::Iterate`]: rounds get nowhere unless what the guest writes is held to what the link carries.
+    pub slow_down: bool,
     /// Why, with the numbers.
     pub reason: String,
     /// What each mode would cost from here, if the policy predicts.
@@ -115,7 +117,7 @@ pub struct Verdict {
 
 impl Verdict {
     fn new(step: Step, reason: String) -> Self {
-        Self { step, reason, predicted: None }
+        Self { step, slow_down: false, reason, predicted: None }
     }
 }
 
@@ -181,7 +183,8 @@ impl ConvergencePolicy for PrecopyPolicy {
             format!("no progress in {STALL_ROUNDS} rounds: the guest writes as fast as the link sends")
         });
         let Some(why) = exhausted.or(stalled) else {
-            return Verdict::new(Step::Iterate, numbers);
+            let slow_down = throttle::is_needed(limits, seen);
+            return Verdict { slow_down, ..Verdict::new(Step::Iterate, numbers) };
         };
         let (step, action) = match limits.on_timeout {
             OnTimeout::Cancel => (Step::GiveUp, "cancel"),

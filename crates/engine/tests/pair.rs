@@ -22,14 +22,16 @@ fn scenario() -> impl Strategy<Value = Scenario> {
     let downtime = prop_oneof![2 => Just(10_000u64), 1 => Just(1)];
     let bandwidth = prop::option::weighted(0.3, 100_000_000u64..2_000_000_000);
     let window = prop_oneof![6 => Just(30), 1 => Just(0), 1 => Just(3)].prop_map(Duration::from_secs);
-    let limits = (downtime, on_timeout, timeout, 1u32..12, bandwidth, window).prop_map(
-        |(downtime, on_timeout, timeout, max_iterations, bandwidth_bps, reconnect_window)| Limits {
+    let slowdown = prop_oneof![Just(0u8), Just(50), Just(99)];
+    let limits = (downtime, on_timeout, timeout, 1u32..12, bandwidth, (window, slowdown)).prop_map(
+        |(downtime, on_timeout, timeout, max_iterations, bandwidth_bps, (window, max_slowdown_percent))| Limits {
             max_downtime: Duration::from_micros(downtime),
             timeout: Duration::from_millis(timeout),
             max_iterations,
             on_timeout,
             bandwidth_bps,
-            reconnect_window,
+            reconnect_window: window,
+            max_slowdown_percent,
             ..Limits::default()
         },
     );
@@ -60,6 +62,7 @@ fn fault() -> impl Strategy<Value = Fault> {
     let moment = (0u64..60_000).prop_map(Duration::from_micros);
     let operation = prop_oneof![
         Just(GuestOperation::StartTracking),
+        Just(GuestOperation::Throttle),
         Just(GuestOperation::Harvest),
         Just(GuestOperation::Pause),
         Just(GuestOperation::FinalHarvest),
@@ -399,4 +402,82 @@ fn a_lost_link_costs_what_was_on_its_way() {
         let least = (0..10).map(|seed| migrate(frame, seed)).min();
         assert!(least <= Some(4 * 256), "frame {frame}: {least:?} pages were sent again");
     }
+}
+
+/// A guest that writes twice as fast as its link sends, which is shaped.
+fn outwriting(max_slowdown_percent: u8) -> Scenario {
+    // 24,000 pages a second; writes come every 0.6 ms or so, to random pages.
+    let limits = Limits {
+        bandwidth_bps: Some(24_000 * 4096 * 8),
+        max_downtime: Duration::from_millis(20),
+        max_slowdown_percent,
+        ..Limits::default()
+    };
+    Scenario { pages: 20_000, writes_per_tick: 30, limits, verify: VerifyWhen::After, ..calm() }
+}
+
+#[test]
+fn a_guest_that_writes_twice_as_fast_as_the_link_converges_when_it_is_slowed() {
+    let ending = Pair::new(outwriting(0)).run().unwrap();
+    assert_eq!(ending.record.error.unwrap().code, "not_converged");
+    for mode in [Mode::Precopy, Mode::Auto] {
+        let mut scenario = Scenario { mode, ..outwriting(99) };
+        scenario.limits.allow_postcopy = false;
+        let ending = Pair::new(scenario).run().unwrap();
+        let record = ending.record;
+        assert_eq!(ending.state, MigrationState::Completed, "{:?}", record.error);
+        let throttled = record.throttle.unwrap();
+        assert!(
+            throttled.released_ms >= Some(throttled.began_ms) && throttled.percent == 0.0,
+            "{throttled:?}"
+        );
+        let slept = throttled.vcpus[0];
+        assert!(slept.slept_ms > 0.0 && slept.slept_ms == throttled.lost_ms, "{throttled:?}");
+        assert!(throttled.max_percent > 40.0 && throttled.max_percent < 99.0, "{throttled:?}");
+        let orders: Vec<_> = record.decisions.iter().filter(|d| d.decision == "throttle").collect();
+        assert!(!orders.is_empty() && orders.len() <= 4, "the budget does not swing: {orders:#?}");
+        // From the order on no round leaves more than the budget allows.
+        let first = record.iterations.iter().position(|iteration| iteration.throttle_percent > 0.0).unwrap();
+        let held = &record.iterations[first..record.iterations.len() - 1];
+        for round in held.iter().filter(|round| round.duration_ms > 50.0) {
+            assert!(round.dirty_rate_pps < 0.8 * 24_000.0, "{round:?}");
+        }
+        assert_eq!(record.iterations.last().unwrap().throttle_percent, 0.0, "nothing runs in stop-and-copy");
+    }
+}
+
+#[test]
+fn a_limit_that_is_too_low_is_named_as_the_reason() {
+    let ending = Pair::new(Scenario { writes_per_tick: 120, ..outwriting(20) }).run().unwrap();
+    assert_eq!(ending.state, MigrationState::Failed);
+    let error = ending.record.error.unwrap();
+    assert_eq!(error.code, "not_converged");
+    assert!(
+        error.message.contains("20 % is the limit") && error.message.contains("--max-slowdown"),
+        "{error:?}"
+    );
+    assert!(ending.record.throttle.unwrap().released_ms.is_some());
+}
+
+#[test]
+fn a_guest_that_can_not_be_throttled_goes_on_without() {
+    let faults = vec![Fault::Fails(GuestOperation::Throttle)];
+    let ending = Pair::new(Scenario { faults, ..outwriting(99) }).run().unwrap();
+    assert_eq!(ending.record.error.unwrap().code, "not_converged");
+    let unavailable = ending.record.decisions.iter().filter(|d| d.decision == "throttle_unavailable").count();
+    assert_eq!((unavailable, ending.record.throttle), (1, None));
+}
+
+#[test]
+fn cancelling_a_throttled_migration_lets_the_guest_go() {
+    let mut cancelled = 0;
+    for ms in (100..2_000).step_by(100) {
+        let faults = vec![Fault::CancelAt(Duration::from_millis(ms))];
+        let ending = Pair::new(Scenario { faults, ..outwriting(99) }).run().unwrap();
+        if ending.state == MigrationState::Cancelled && ending.record.throttle.is_some() {
+            cancelled += 1;
+            assert!(ending.record.throttle.unwrap().released_ms.is_some());
+        }
+    }
+    assert!(cancelled > 0, "none was cancelled while it was throttled");
 }

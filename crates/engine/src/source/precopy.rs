@@ -87,6 +87,7 @@ impl Precopy {
                 self.acked_at = common.now;
                 self.probe_at = None;
                 self.doing = Doing::Harvesting;
+                common.read_throttle();
                 common.act(SourceAction::Harvest);
                 State::Precopy(self)
             }
@@ -95,6 +96,7 @@ impl Precopy {
                 self.decide(common, dirty)
             }
             (SourceEvent::Paused, Doing::Pausing { residual, called_at }) => {
+                common.released();
                 StopAndCopy::begin(common, self.round.n + 1, residual, called_at, self.rate)
             }
             (SourceEvent::Tick, Doing::Sending) if self.is_overdue(common) => self.time_out(common),
@@ -229,7 +231,7 @@ impl Precopy {
         seen.progress.unsent_pages = unsent;
         self.is_first_pass = unsent > 0;
         common.record.expected_downtime_us = Some(seen.expected_downtime().as_secs_f64() * 1e6);
-        let verdict = common.policy.decide(&common.config.limits, &seen);
+        let mut verdict = common.policy.decide(&common.config.limits, &seen);
         common.record.predicted.get_or_insert_default().decision = verdict.predicted;
         let step = match verdict.step {
             Step::SwitchToPostcopy if dirty.is_empty() => Step::Stop,
@@ -238,20 +240,25 @@ impl Precopy {
         match step {
             Step::Iterate => {
                 common.decide("iterate", verdict.reason);
+                common.throttle(&seen, verdict.slow_down);
                 self.begin_round(common, dirty);
                 State::Precopy(self)
             }
             Step::Stop => {
                 common.decide("stop_and_copy", verdict.reason);
+                // What rests is stopped already and must not write once more: pausing is what lets go of it.
+                common.read_throttle();
                 common.act(SourceAction::Pause);
                 self.doing = Doing::Pausing { residual: dirty, called_at: common.now };
                 State::Precopy(self)
             }
             Step::SwitchToPostcopy if common.can_switch => {
                 common.decide("switch_to_postcopy", verdict.reason);
+                common.release_throttle();
                 PostcopySetup::begin(common, self.round.n + 1, dirty)
             }
             Step::GiveUp | Step::SwitchToPostcopy => {
+                verdict.reason = common.in_spite_of_throttle(verdict.reason, &seen);
                 common.decide("give_up", verdict.reason.clone());
                 let failure = common.failure(FailureCode::NotConverged, verdict.reason);
                 common.fail_running(failure)

@@ -47,6 +47,8 @@ impl PrecopyPaused {
             return common.fail_running(failure);
         }
         precopy.note_interrupted(common);
+        // Nothing drains meanwhile that the guest would have to wait for.
+        common.release_throttle();
         let lost_ms = common.now_ms();
         record::note_loss(&mut common.record.reconnects, lost_ms, bounded_text(reason));
         let iteration = precopy.iteration();
