@@ -143,6 +143,7 @@ const STALL_MARGIN: f64 = 0.96;
 pub struct PrecopyPolicy {
     best_residual: Option<u64>,
     rounds_since_best: u32,
+    slowed: bool,
 }
 
 impl ConvergencePolicy for PrecopyPolicy {
@@ -184,6 +185,10 @@ impl ConvergencePolicy for PrecopyPolicy {
         });
         let Some(why) = exhausted.or(stalled) else {
             let slow_down = throttle::is_needed(limits, seen);
+            if slow_down && !std::mem::replace(&mut self.slowed, true) {
+                // Rounds that got nowhere without a throttle say nothing about those with one.
+                self.rounds_since_best = 0;
+            }
             return Verdict { slow_down, ..Verdict::new(Step::Iterate, numbers) };
         };
         let (step, action) = match limits.on_timeout {

@@ -17,7 +17,7 @@ use migrated_guest::Throttle;
 
 /// Longest time between two looks at the vCPUs. At a few 100,000 pages a second, the most that a vCPU can dirty,
 /// it writes about a thousand pages in this time.
-pub(super) const LONGEST_PERIOD: Duration = Duration::from_millis(4);
+const LONGEST_PERIOD: Duration = Duration::from_millis(4);
 /// Shortest time between two looks, and the slice that a vCPU runs between two rests. A look takes some µs a vCPU.
 pub(super) const SHORTEST_PERIOD: Duration = Duration::from_micros(500);
 /// Longest rest: the guest's timers and its watchdogs notice longer ones.

@@ -21,7 +21,7 @@ use crate::VmmError;
 use crate::gate::Gate;
 use crate::vcpu::Vcpu;
 use attribution::Attribution;
-use budget::{Budget, LONGEST_PERIOD, Spent};
+use budget::{Budget, SHORTEST_PERIOD, Spent};
 use meter::{Meter, Reading};
 
 /// The throttle of a VM's vCPUs.
@@ -72,6 +72,8 @@ impl Throttler {
     pub(crate) fn harvested(&self, pages: u64) {
         let mut state = self.shared.state.lock();
         state.attribution.harvest(pages, self.shared.read());
+        // Every page can become dirty again now: what wrote nothing new a moment ago may write at full speed.
+        self.shared.changed.notify_all();
     }
 
     /// Nothing is held back any more.
@@ -135,9 +137,9 @@ impl Shared {
         let mut budget = Budget::new(self.meters.len());
         let mut state = self.state.lock();
         let mut then = (Instant::now(), self.read(), self.gate.rested());
-        let mut period = LONGEST_PERIOD;
+        let mut period = SHORTEST_PERIOD;
         loop {
-            self.changed.wait_for(&mut state, period);
+            let harvested = !self.changed.wait_for(&mut state, period).timed_out();
             let Some(throttle) = state.throttle else { break };
             let now = (Instant::now(), self.read(), self.gate.rested());
             let vcpus = then.1.iter().zip(&now.1).zip(then.2.iter().zip(&now.2));
@@ -153,7 +155,7 @@ impl Shared {
             }
             let orders = budget.settle(&throttle, elapsed, &spent);
             self.gate.order_rests(&orders.rests);
-            period = orders.next;
+            period = if harvested { SHORTEST_PERIOD } else { orders.next };
             then = now;
         }
         state.thread = None;
