@@ -248,4 +248,39 @@ mod tests {
         let late = Observation { fixed: Duration::from_millis(80), ..seen(2, 0, 0.0) };
         assert_eq!(last_step(&[late]), Step::Stop);
     }
+
+    fn verdicts(limits: Limits, seen: &[Observation]) -> Vec<(Step, bool)> {
+        let mut policy = AutoPolicy::default();
+        seen.iter().map(|seen| policy.decide(&limits, seen)).map(|is| (is.step, is.slow_down)).collect()
+    }
+
+    fn slowing(max_slowdown_percent: u8) -> Limits {
+        Limits { max_slowdown_percent, ..Limits::default() }
+    }
+
+    #[test]
+    fn a_guest_that_may_be_slowed_is_slowed_before_it_is_switched() {
+        let outrun = |percent| verdicts(slowing(percent), &[seen(1, 5_000, 2.0)]);
+        assert_eq!(outrun(0), [(Step::SwitchToPostcopy, false)]);
+        assert_eq!(outrun(80), [(Step::Iterate, true)]);
+        assert_eq!(outrun(20), [(Step::SwitchToPostcopy, false)], "that little does not help");
+        let cut = |percent| verdicts(slowing(percent), &[cut_short(seen(1, 20_000, 2.0))]);
+        assert_eq!((cut(0), cut(80)), (vec![(Step::SwitchToPostcopy, false)], vec![(Step::Iterate, true)]));
+    }
+
+    #[test]
+    fn a_guest_that_is_slowed_in_vain_is_switched() {
+        let mut then: Vec<_> = (1..6).map(|round| seen(round, 5_000, 2.0)).collect();
+        then.insert(0, seen(1, 5_000, 1.2));
+        let last = verdicts(slowing(60), &then).pop().unwrap();
+        assert_eq!(last.0, Step::SwitchToPostcopy);
+    }
+
+    #[test]
+    fn without_post_copy_what_rounds_can_not_do_needs_a_slowdown() {
+        let alone = |share| Observation { can_switch: false, ..seen(1, 100_000, share) };
+        assert_eq!(verdicts(slowing(80), &[alone(2.0)]), [(Step::Iterate, true)]);
+        assert_eq!(verdicts(slowing(0), &[alone(2.0)]), [(Step::Iterate, false)]);
+        assert_eq!(verdicts(slowing(80), &[alone(0.3)]), [(Step::Iterate, false)]);
+    }
 }

@@ -306,6 +306,19 @@ mod tests {
     }
 
     #[test]
+    fn rounds_before_the_guest_was_slowed_are_no_stall() {
+        let limits = Limits { max_slowdown_percent: 90, ..Limits::default() };
+        let mut policy = PrecopyPolicy::default();
+        // Round 1 took long, so it does not show yet that later ones get nowhere.
+        let rates = [100.0, 1e6, 1e6, 1e6, 1e6];
+        let steps: Vec<_> =
+            (1..).zip(rates).map(|(n, rate)| policy.decide(&limits, &seen(n, 100_000, rate))).collect();
+        let steps: Vec<_> = steps.iter().map(|is| (is.step, is.slow_down)).collect();
+        let slowed = (Step::Iterate, true);
+        assert_eq!(steps, [(Step::Iterate, false), slowed, slowed, slowed, (Step::GiveUp, false)]);
+    }
+
+    #[test]
     fn hybrid_switches_when_a_round_would_not_halve_the_rest_and_stops_when_it_fits() {
         let steps = |pages, dirty, can_switch| {
             let seen = Observation { can_switch, ..seen(1, pages, dirty) };

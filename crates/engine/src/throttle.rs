@@ -173,3 +173,120 @@ impl Controller {
 fn at_limit(limits: &Limits, percent: f64) -> bool {
     percent >= AT_LIMIT * f64::from(limits.max_slowdown_percent)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::Progress;
+
+    /// Pages a second of the link.
+    const LINK: f64 = 28_700.0;
+
+    fn seen(round: u32, pages: u64, dirty: f64) -> Observation {
+        let progress = Progress { window: Duration::from_millis(500), ..Progress::default() };
+        Observation {
+            round,
+            elapsed: Duration::from_secs(round.into()),
+            residual_pages: pages,
+            residual_bytes: pages * 4096,
+            rate: LINK * 4096.0,
+            dirty_pages_per_second: dirty,
+            can_switch: false,
+            fixed: Duration::from_millis(6),
+            progress,
+        }
+    }
+
+    fn limits(max_slowdown_percent: u8) -> Limits {
+        Limits { max_slowdown_percent, ..Limits::default() }
+    }
+
+    #[test]
+    fn only_a_guest_that_gets_nowhere_by_itself_is_slowed() {
+        let limits = limits(99);
+        assert!(is_needed(&limits, &seen(1, 100_000, LINK)));
+        assert!(is_needed(&limits, &seen(1, 100_000, 0.95 * LINK)));
+        assert!(!is_needed(&limits, &seen(1, 100_000, 0.5 * LINK)), "rounds get there");
+        assert!(!is_needed(&super::tests::limits(0), &seen(1, 100_000, LINK)), "it may not be");
+        let hopeless = Observation { fixed: Duration::from_millis(80), ..seen(1, 100_000, LINK) };
+        assert!(!is_needed(&limits, &hopeless), "no round makes the fixed costs less");
+        let late = Limits { timeout: Duration::from_secs(8), ..limits };
+        assert!(is_needed(&late, &seen(1, 100_000, 0.6 * LINK)), "not in this time");
+        let few = Limits { max_iterations: 4, ..limits };
+        assert!(is_needed(&few, &seen(1, 100_000, 0.6 * LINK)), "not in so few rounds");
+    }
+
+    #[test]
+    fn the_share_is_the_gentlest_that_keeps_to_the_limits_and_is_never_raised_again() {
+        let budget = |limits: &Limits, seen: &Observation| {
+            Controller::default().after_round(limits, seen, 0.0).unwrap().0 as f64 / LINK
+        };
+        let about = |share: f64, wanted: f64| assert!((share - wanted).abs() < 0.01, "{share} {wanted}");
+        about(budget(&limits(99), &seen(1, 100_000, 2.0 * LINK)), 0.6);
+        let late = Limits { timeout: Duration::from_millis(7_500), ..limits(99) };
+        about(budget(&late, &seen(1, 100_000, 2.0 * LINK)), 0.45);
+        let too_late = Limits { timeout: Duration::from_secs(2), ..limits(99) };
+        about(budget(&too_late, &seen(1, 100_000, 2.0 * LINK)), 0.1);
+        let mut controller = Controller::default();
+        controller.after_round(&late, &seen(1, 100_000, 2.0 * LINK), 0.0);
+        controller.after_round(&limits(99), &seen(2, 1_000, 0.45 * LINK), 50.0);
+        assert_eq!(controller.share, 0.45);
+    }
+
+    #[test]
+    fn a_limit_that_is_reached_winds_nothing_up() {
+        let mut controller = Controller::default();
+        for round in 1..20 {
+            controller.after_round(&limits(50), &seen(round, 100_000, 4.0 * LINK), 50.0);
+        }
+        assert_eq!(controller.correction, 1.0);
+        let why = controller.was_in_vain(&limits(50), &seen(20, 100_000, 4.0 * LINK), 50.0);
+        assert!(why.contains("50 % is the limit") && why.contains("--max-slowdown"), "{why}");
+    }
+
+    #[test]
+    fn a_guest_that_writes_less_by_itself_changes_nothing() {
+        let mut controller = Controller::default();
+        controller.after_round(&limits(99), &seen(1, 100_000, 2.0 * LINK), 0.0);
+        let before = controller.clone();
+        assert_eq!(controller.after_round(&limits(99), &seen(2, 60_000, 0.01 * LINK), 0.0), None);
+        assert_eq!(controller, before);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever the attribution's error and however a link's measurements scatter, the measured rate comes
+        /// to what it should be, and the budget takes no wild steps on the way.
+        #[test]
+        fn the_measured_rate_is_held_near_the_target(
+            error in 0.4f64..2.5,
+            scatter in prop::collection::vec((0.9f64..1.1, 0.9f64..1.1), 24),
+            demand in 1.2f64..20.0,
+        ) {
+            let limits = Limits { timeout: Duration::from_secs(3600), max_iterations: 1000, ..limits(99) };
+            let mut controller = Controller::default();
+            let mut budget = None::<f64>;
+            let mut measured = demand * LINK;
+            for (round, (link, writes)) in (1u32..).zip(scatter) {
+                let mut seen = seen(round, 100_000, measured);
+                seen.rate *= link;
+                let percent = if budget.is_some() { 100.0 * (1.0 - 1.0 / demand) } else { 0.0 };
+                if let Some((new, _)) = controller.after_round(&limits, &seen, percent.min(80.0)) {
+                    let new = new as f64;
+                    if let Some(old) = budget {
+                        prop_assert!(new / old < 2.2 && old / new < 2.2, "{} to {}", old, new);
+                    }
+                    budget = Some(new);
+                }
+                measured = (budget.unwrap() * error * writes).min(demand * LINK);
+                if round > 8 {
+                    let share = measured / LINK;
+                    prop_assert!(share > 0.35 && share < 0.95, "{} in round {}", share, round);
+                }
+            }
+        }
+    }
+}

@@ -247,7 +247,6 @@ impl Precopy {
             Step::Stop => {
                 common.decide("stop_and_copy", verdict.reason);
                 // What rests is stopped already and must not write once more: pausing is what lets go of it.
-                common.read_throttle();
                 common.act(SourceAction::Pause);
                 self.doing = Doing::Pausing { residual: dirty, called_at: common.now };
                 State::Precopy(self)

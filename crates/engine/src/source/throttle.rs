@@ -67,7 +67,7 @@ impl Common {
         }
     }
 
-    /// The guest was paused, which lets go of it: what it slept was read just before.
+    /// Nothing is held back any more. Pausing the guest lets go of it, too: what it slept was read with the harvest.
     pub(super) fn released(&mut self) {
         if !std::mem::take(&mut self.hold.on) {
             return;

@@ -41,7 +41,7 @@ fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
 
     let throttled = record.throttle.as_ref().unwrap();
     assert!(throttled.released_ms.is_some() && throttled.percent == 0.0, "{throttled:?}");
-    assert!(throttled.max_percent > 0.0 && throttled.max_percent <= 100.0, "{throttled:?}");
+    assert!(throttled.max_percent > 0.0 && throttled.max_percent <= 99.5, "{throttled:?}");
     let [writer, reader] = [throttled.vcpus[0], throttled.vcpus[1]];
     assert!(writer.slept_ms > 0.0, "{throttled:?}");
     if throttled.attribution == WriteAttribution::FaultCounters {
@@ -51,12 +51,13 @@ fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
     assert!(record.iterations.iter().any(|round| round.throttle_percent > 0.0), "{:#?}", record.iterations);
     let metrics = lab.a.api.get("/metrics");
     let text = std::str::from_utf8(&metrics.body).unwrap();
-    for counted in ["migrated_throttled_vcpu_seconds_count{mode=\"precopy\"} 1\n", "migrated_throttle_ratio 0\n"] {
+    for counted in
+        ["migrated_throttled_vcpu_seconds_count{mode=\"precopy\"} 1\n", "migrated_throttle_ratio 0\n"]
+    {
         assert!(text.contains(counted), "{counted} is not in {text}");
     }
     let shown = lab.a.run(&["migration", "show", &record.id]);
     let shown = String::from_utf8(shown.stdout).unwrap();
-    eprintln!("{shown}");
     assert!(shown.contains("pages/s from") && shown.contains("vCPU 1 0 µs"), "{shown}");
 }
 
