@@ -46,7 +46,8 @@ pub struct MigrateArgs {
     /// `auto` stays with pre-copy, whatever the guest writes: it never depends on both hosts.
     #[arg(long)]
     no_postcopy: bool,
-    /// Largest share of its time that a vCPU which writes too much may be made to sleep, e.g. 80%; 0 is never.
+    /// Largest share of its time that a vCPU may be made to sleep while it writes more than the link carries, e.g. 80%;
+    /// 0% is never.
     #[arg(long, value_name = "PERCENT", value_parser = units::percent)]
     max_slowdown: Option<u8>,
     /// How long pre-copy may take, e.g. 60s.
