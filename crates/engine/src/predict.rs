@@ -18,7 +18,9 @@ mod curve;
 
 use std::time::Duration;
 
-pub(crate) use choice::{Choice, PATIENCE, STICKY_PATIENCE, choose, only_switching_is_in_time, slowing_pays, summary};
+pub(crate) use choice::{
+    Choice, PATIENCE, STICKY_PATIENCE, choose, only_switching_is_in_time, slowing_pays, summary,
+};
 pub use curve::{WriteCurve, WriteFit, WriteSample};
 
 use crate::Limits;

@@ -199,17 +199,17 @@ mod tests {
         }
     }
 
-    fn limits(max_slowdown_percent: u8) -> Limits {
+    fn slowing(max_slowdown_percent: u8) -> Limits {
         Limits { max_slowdown_percent, ..Limits::default() }
     }
 
     #[test]
     fn only_a_guest_that_gets_nowhere_by_itself_is_slowed() {
-        let limits = limits(99);
+        let limits = slowing(99);
         assert!(is_needed(&limits, &seen(1, 100_000, LINK)));
         assert!(is_needed(&limits, &seen(1, 100_000, 0.95 * LINK)));
         assert!(!is_needed(&limits, &seen(1, 100_000, 0.5 * LINK)), "rounds get there");
-        assert!(!is_needed(&super::tests::limits(0), &seen(1, 100_000, LINK)), "it may not be");
+        assert!(!is_needed(&slowing(0), &seen(1, 100_000, LINK)), "it may not be");
         let hopeless = Observation { fixed: Duration::from_millis(80), ..seen(1, 100_000, LINK) };
         assert!(!is_needed(&limits, &hopeless), "no round makes the fixed costs less");
         let late = Limits { timeout: Duration::from_secs(8), ..limits };
@@ -224,14 +224,14 @@ mod tests {
             Controller::default().after_round(limits, seen, 0.0).unwrap().0 as f64 / LINK
         };
         let about = |share: f64, wanted: f64| assert!((share - wanted).abs() < 0.01, "{share} {wanted}");
-        about(budget(&limits(99), &seen(1, 100_000, 2.0 * LINK)), 0.6);
-        let late = Limits { timeout: Duration::from_millis(7_500), ..limits(99) };
+        about(budget(&slowing(99), &seen(1, 100_000, 2.0 * LINK)), 0.6);
+        let late = Limits { timeout: Duration::from_millis(7_500), ..slowing(99) };
         about(budget(&late, &seen(1, 100_000, 2.0 * LINK)), 0.45);
-        let too_late = Limits { timeout: Duration::from_secs(2), ..limits(99) };
+        let too_late = Limits { timeout: Duration::from_secs(2), ..slowing(99) };
         about(budget(&too_late, &seen(1, 100_000, 2.0 * LINK)), 0.1);
         let mut controller = Controller::default();
         controller.after_round(&late, &seen(1, 100_000, 2.0 * LINK), 0.0);
-        controller.after_round(&limits(99), &seen(2, 1_000, 0.45 * LINK), 50.0);
+        controller.after_round(&slowing(99), &seen(2, 1_000, 0.45 * LINK), 50.0);
         assert_eq!(controller.share, 0.45);
     }
 
@@ -239,19 +239,19 @@ mod tests {
     fn a_limit_that_is_reached_winds_nothing_up() {
         let mut controller = Controller::default();
         for round in 1..20 {
-            controller.after_round(&limits(50), &seen(round, 100_000, 4.0 * LINK), 50.0);
+            controller.after_round(&slowing(50), &seen(round, 100_000, 4.0 * LINK), 50.0);
         }
         assert_eq!(controller.correction, 1.0);
-        let why = controller.was_in_vain(&limits(50), &seen(20, 100_000, 4.0 * LINK), 50.0);
+        let why = controller.was_in_vain(&slowing(50), &seen(20, 100_000, 4.0 * LINK), 50.0);
         assert!(why.contains("50 % is the limit") && why.contains("--max-slowdown"), "{why}");
     }
 
     #[test]
     fn a_guest_that_writes_less_by_itself_changes_nothing() {
         let mut controller = Controller::default();
-        controller.after_round(&limits(99), &seen(1, 100_000, 2.0 * LINK), 0.0);
+        controller.after_round(&slowing(99), &seen(1, 100_000, 2.0 * LINK), 0.0);
         let before = controller.clone();
-        assert_eq!(controller.after_round(&limits(99), &seen(2, 60_000, 0.01 * LINK), 0.0), None);
+        assert_eq!(controller.after_round(&slowing(99), &seen(2, 60_000, 0.01 * LINK), 0.0), None);
         assert_eq!(controller, before);
     }
 
@@ -266,7 +266,7 @@ mod tests {
             scatter in prop::collection::vec((0.9f64..1.1, 0.9f64..1.1), 24),
             demand in 1.2f64..20.0,
         ) {
-            let limits = Limits { timeout: Duration::from_secs(3600), max_iterations: 1000, ..limits(99) };
+            let limits = Limits { timeout: Duration::from_secs(3600), max_iterations: 1000, ..slowing(99) };
             let mut controller = Controller::default();
             let mut budget = None::<f64>;
             let mut measured = demand * LINK;

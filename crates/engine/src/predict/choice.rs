@@ -74,7 +74,8 @@ fn precopy_pays(predicted: &Prediction, patience: f64) -> bool {
 /// Whether rounds over a slowed guest, if it may be slowed, keep to `max_total`, or are worth their time.
 pub(crate) fn slowing_pays(predicted: &Prediction, limits: &Limits, patience: f64) -> bool {
     let slowed = &predicted.precopy_throttled;
-    let in_time = if limits.max_total.is_some() { slowed.within_limits } else { pays(slowed, predicted, patience) };
+    let in_time =
+        if limits.max_total.is_some() { slowed.within_limits } else { pays(slowed, predicted, patience) };
     slowed.possible && slowed.converges && in_time
 }
 

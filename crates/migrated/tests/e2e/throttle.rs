@@ -29,7 +29,8 @@ fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
     for host in [&lab.a, &lab.b] {
         host.netns.shape(LINK_BPS);
     }
-    let args = ["migrate", "g", "--to", "b", "--verify", "after", "--max-downtime", "100ms"];
+    let args =
+        ["migrate", "g", "--to", "b", "--mode", "precopy", "--verify", "after", "--max-downtime", "100ms"];
     let watched = lab.a.run(&[&args[..], &["--watch"]].concat());
     assert!(!watched.status.success(), "without a slowdown it does not converge");
     lab.await_tidy();
