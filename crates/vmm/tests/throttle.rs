@@ -5,7 +5,7 @@ mod guest;
 use std::time::Duration;
 
 use guest::wait_until;
-use migrated_guest::{Guest, PausedGuest, Throttle, ThrottledVcpu, TrackerKind, WriteAttribution};
+use migrated_guest::{Guest, PausedGuest, Throttle, TrackerKind, WriteAttribution};
 use migrated_pages::PageSet;
 use migrated_testkit::require;
 use migrated_vmm::boot::load_workload;
