@@ -46,8 +46,9 @@ const SHARES: [f64; 5] = [0.6, 0.45, 0.3, 0.2, 0.1];
 pub(crate) const SHARE: f64 = SHARES[0];
 /// At a larger share rounds shrink too slowly to count on: the error of one measurement makes it 1.
 const STALLS: f64 = 0.9;
-/// A shorter window between two harvests has too few pages to correct by.
-const WINDOW_MIN: Duration = Duration::from_millis(20);
+/// A shorter window between two harvests is nothing to correct by: rests take up to 50 ms, and it shows some of
+/// them, not their mean.
+const WINDOW_MIN: Duration = Duration::from_millis(100);
 /// Bounds of the correction.
 const CORRECTION: (f64, f64) = (0.25, 2.0);
 /// A budget that changes by less than this share stays.

@@ -42,7 +42,7 @@ fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
 
     let throttled = record.throttle.as_ref().unwrap();
     assert!(throttled.released_ms.is_some() && throttled.percent == 0.0, "{throttled:?}");
-    assert!(throttled.max_percent > 0.0 && throttled.max_percent <= 99.5, "{throttled:?}");
+    assert!(throttled.max_percent > 0.0 && throttled.max_percent <= 100.0, "{throttled:?}");
     let [writer, reader] = [throttled.vcpus[0], throttled.vcpus[1]];
     assert!(writer.slept_ms > 0.0, "{throttled:?}");
     if throttled.attribution == WriteAttribution::FaultCounters {
