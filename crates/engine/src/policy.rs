@@ -58,6 +58,8 @@ pub struct Progress {
     pub round_overhead: Duration,
     /// Round trip time.
     pub rtt: Duration,
+    /// Whether the link was lost in the round: then the guest had more time to write than a round takes.
+    pub interrupted: bool,
 }
 
 impl Observation {
@@ -148,6 +150,9 @@ pub struct PrecopyPolicy {
 
 impl ConvergencePolicy for PrecopyPolicy {
     fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict {
+        if seen.progress.interrupted {
+            self.best_residual = None;
+        }
         // Of a first round that was cut short the residual is not what rounds leave.
         if seen.progress.unsent_pages == 0 {
             self.note(seen.residual_bytes);

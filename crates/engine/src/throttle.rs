@@ -110,13 +110,13 @@ impl Default for Controller {
 }
 
 impl Controller {
-    /// After a round in which the most throttled vCPU slept `percent` of the time: a new budget with its reason,
-    /// or `None` where the present one stays.
+    /// After a round in all of which the guest was held back, and the most throttled vCPU slept `percent` of the time,
+    /// or in which it was not: a new budget with its reason, or `None` where the present one stays.
     pub(crate) fn after_round(
         &mut self,
         limits: &Limits,
         seen: &Observation,
-        percent: f64,
+        percent: Option<f64>,
     ) -> Option<(u64, String)> {
         let link = link(seen);
         let measured = seen.dirty_pages_per_second;
@@ -125,12 +125,11 @@ impl Controller {
             .find(|share| *share <= self.share && converges(limits, seen, *share))
             .unwrap_or(SHARES[SHARES.len() - 1]);
         let target = self.share * link;
-        let free_to_correct = self.budget.is_some()
-            && seen.progress.window >= WINDOW_MIN
-            && measured > 0.0
-            && !at_limit(limits, percent);
+        let correcting = percent.filter(|percent| {
+            seen.progress.window >= WINDOW_MIN && measured > 0.0 && !at_limit(limits, *percent)
+        });
         // A guest that is not held back writes less by itself, which is nobody's error.
-        if free_to_correct && (measured > target || percent > 0.0) {
+        if correcting.is_some_and(|percent| measured > target || percent > 0.0) {
             self.correction =
                 (self.correction * (target / measured).sqrt()).clamp(CORRECTION.0, CORRECTION.1);
         }
@@ -142,17 +141,13 @@ impl Controller {
         self.budget = Some(budget);
         let reason = format!(
             "the guest wrote {measured:.0} pages/s, the link carries {link:.0}: it may write {budget:.0}, {:.0} % of that{}; \
-             its vCPUs slept {percent:.0} % of the time, {} % is the limit",
+             its vCPUs slept {:.0} % of the time, {} % is the limit",
             self.share * 100.0,
             if self.correction == 1.0 { String::new() } else { format!(" times {:.2}", self.correction) },
+            percent.unwrap_or_default(),
             limits.max_slowdown_percent,
         );
         Some((budget as u64, reason))
-    }
-
-    /// Nothing is held back any more: the next budget is news, whatever it is.
-    pub(crate) const fn released(&mut self) {
-        self.budget = None;
     }
 
     /// Why rounds got nowhere in spite of it.
@@ -222,7 +217,7 @@ mod tests {
     #[test]
     fn the_share_is_the_gentlest_that_keeps_to_the_limits_and_is_never_raised_again() {
         let budget = |limits: &Limits, seen: &Observation| {
-            Controller::default().after_round(limits, seen, 0.0).unwrap().0 as f64 / LINK
+            Controller::default().after_round(limits, seen, None).unwrap().0 as f64 / LINK
         };
         let about = |share: f64, wanted: f64| assert!((share - wanted).abs() < 0.01, "{share} {wanted}");
         about(budget(&slowing(99), &seen(1, 100_000, 2.0 * LINK)), 0.6);
@@ -231,8 +226,8 @@ mod tests {
         let too_late = Limits { timeout: Duration::from_secs(2), ..slowing(99) };
         about(budget(&too_late, &seen(1, 100_000, 2.0 * LINK)), 0.1);
         let mut controller = Controller::default();
-        controller.after_round(&late, &seen(1, 100_000, 2.0 * LINK), 0.0);
-        controller.after_round(&slowing(99), &seen(2, 1_000, 0.45 * LINK), 50.0);
+        controller.after_round(&late, &seen(1, 100_000, 2.0 * LINK), None);
+        controller.after_round(&slowing(99), &seen(2, 1_000, 0.45 * LINK), Some(50.0));
         assert_eq!(controller.share, 0.45);
     }
 
@@ -240,7 +235,7 @@ mod tests {
     fn a_limit_that_is_reached_winds_nothing_up() {
         let mut controller = Controller::default();
         for round in 1..20 {
-            controller.after_round(&slowing(50), &seen(round, 100_000, 4.0 * LINK), 50.0);
+            controller.after_round(&slowing(50), &seen(round, 100_000, 4.0 * LINK), Some(50.0));
         }
         assert_eq!(controller.correction, 1.0);
         let why = controller.was_in_vain(&slowing(50), &seen(20, 100_000, 4.0 * LINK), 50.0);
@@ -250,9 +245,9 @@ mod tests {
     #[test]
     fn a_guest_that_writes_less_by_itself_changes_nothing() {
         let mut controller = Controller::default();
-        controller.after_round(&slowing(99), &seen(1, 100_000, 2.0 * LINK), 0.0);
+        controller.after_round(&slowing(99), &seen(1, 100_000, 2.0 * LINK), None);
         let before = controller.clone();
-        assert_eq!(controller.after_round(&slowing(99), &seen(2, 60_000, 0.01 * LINK), 0.0), None);
+        assert_eq!(controller.after_round(&slowing(99), &seen(2, 60_000, 0.01 * LINK), Some(0.0)), None);
         assert_eq!(controller, before);
     }
 
@@ -274,8 +269,8 @@ mod tests {
             for (round, (link, writes)) in (1u32..).zip(scatter) {
                 let mut seen = seen(round, 100_000, measured);
                 seen.rate *= link;
-                let percent = if budget.is_some() { 100.0 * (1.0 - 1.0 / demand) } else { 0.0 };
-                if let Some((new, _)) = controller.after_round(&limits, &seen, percent.min(80.0)) {
+                let percent = budget.map(|_| (100.0 * (1.0 - 1.0 / demand)).min(80.0));
+                if let Some((new, _)) = controller.after_round(&limits, &seen, percent) {
                     let new = new as f64;
                     if let Some(old) = budget {
                         prop_assert!(new / old < 2.2 && old / new < 2.2, "{} to {}", old, new);

@@ -24,15 +24,17 @@ fn scenario() -> impl Strategy<Value = Scenario> {
     let window = prop_oneof![6 => Just(30), 1 => Just(0), 1 => Just(3)].prop_map(Duration::from_secs);
     let slowdown = prop_oneof![Just(0u8), Just(50), Just(99)];
     let limits = (downtime, on_timeout, timeout, 1u32..12, bandwidth, (window, slowdown)).prop_map(
-        |(downtime, on_timeout, timeout, max_iterations, bandwidth_bps, (window, max_slowdown_percent))| Limits {
-            max_downtime: Duration::from_micros(downtime),
-            timeout: Duration::from_millis(timeout),
-            max_iterations,
-            on_timeout,
-            bandwidth_bps,
-            reconnect_window: window,
-            max_slowdown_percent,
-            ..Limits::default()
+        |(downtime, on_timeout, timeout, max_iterations, bandwidth_bps, (window, max_slowdown_percent))| {
+            Limits {
+                max_downtime: Duration::from_micros(downtime),
+                timeout: Duration::from_millis(timeout),
+                max_iterations,
+                on_timeout,
+                bandwidth_bps,
+                reconnect_window: window,
+                max_slowdown_percent,
+                ..Limits::default()
+            }
         },
     );
     let mode = prop_oneof![Just(Mode::Precopy), Just(Mode::Postcopy), Just(Mode::Hybrid), Just(Mode::Auto)];
@@ -481,4 +483,26 @@ fn cancelling_a_throttled_migration_lets_the_guest_go() {
         }
     }
     assert!(while_throttled > 0, "none was cancelled while it was throttled");
+}
+
+#[test]
+fn a_lost_link_lets_the_guest_go_until_rounds_go_on() {
+    let mut again = 0;
+    for ms in (1_200..2_400).step_by(100) {
+        let faults = vec![Fault::CutAt(Duration::from_millis(ms))];
+        let ending = Pair::new(Scenario { faults, ..outwriting(99) }).run().unwrap();
+        let record = ending.record;
+        assert_eq!(ending.state, MigrationState::Completed, "at {ms} ms: {:?}", record.error);
+        let at = |what: &str| record.decisions.iter().position(|decision| decision.decision == what);
+        if let (Some(first), Some(lost)) = (at("throttle"), at("link_lost"))
+            && lost > first
+        {
+            again += 1;
+            let throttled = record.throttle.unwrap();
+            assert!(throttled.released_ms.is_some() && throttled.vcpus[0].percent <= 100.0, "{throttled:?}");
+            let interrupted = record.iterations.iter().position(|round| round.dirty_rate_pps == 0.0).unwrap();
+            assert!(record.iterations[interrupted + 1].throttle_percent > 0.0, "{:#?}", record.iterations);
+        }
+    }
+    assert!(again > 0, "no link was lost while the guest was throttled");
 }

@@ -44,6 +44,8 @@ pub(super) struct Precopy {
     probe_at: Option<Duration>,
     /// Pages of a round that was cut short.
     leftover: Option<PageSet>,
+    /// Whether the link was lost since the last harvest.
+    interrupted: bool,
 }
 
 enum Doing {
@@ -69,6 +71,7 @@ impl Precopy {
             is_first_pass: true,
             probe_at: probe_at(common),
             leftover: None,
+            interrupted: false,
         }
     }
 
@@ -198,6 +201,8 @@ impl Precopy {
             left.union(&leftover);
         }
         let pages = left.len();
+        self.interrupted = true;
+        common.resume_throttle();
         self.begin_round(common, left);
         Ok(pages)
     }
@@ -229,6 +234,7 @@ impl Precopy {
         let unsent = if self.is_first_pass { leftover.len() } else { 0 };
         let mut seen = self.observe(common, &dirty, dirtied, since);
         seen.progress.unsent_pages = unsent;
+        seen.progress.interrupted = std::mem::take(&mut self.interrupted);
         self.is_first_pass = unsent > 0;
         common.record.expected_downtime_us = Some(seen.expected_downtime().as_secs_f64() * 1e6);
         let mut verdict = common.policy.decide(&common.config.limits, &seen);
@@ -284,6 +290,7 @@ impl Precopy {
             rate_known: self.rate_known,
             round_overhead: rtt + self.harvest,
             rtt,
+            interrupted: false,
         };
         Observation {
             round: self.round.n,

@@ -46,9 +46,8 @@ impl PrecopyPaused {
             let failure = common.failure(code, reason);
             return common.fail_running(failure);
         }
+        common.suspend_throttle();
         precopy.note_interrupted(common);
-        // Nothing drains meanwhile that the guest would have to wait for.
-        common.release_throttle();
         let lost_ms = common.now_ms();
         record::note_loss(&mut common.record.reconnects, lost_ms, bounded_text(reason));
         let iteration = precopy.iteration();

@@ -14,6 +14,10 @@ pub(super) struct Hold {
     controller: Controller,
     /// Whether vCPUs are held back.
     on: bool,
+    /// Whether they are not, only because the link is lost.
+    suspended: bool,
+    /// What they are or were held to.
+    order: Option<ThrottleOrder>,
     /// Since when, or when they were last.
     since: Duration,
     /// For how long they were before that.
@@ -34,7 +38,9 @@ impl Common {
         if max_slowdown_percent == 0 || self.hold.failed || !(wanted || self.hold.on) {
             return;
         }
-        let percent = self.hold.percent;
+        // A time in which it was let go for a while, as when the link was lost, says nothing about the budget.
+        let whole = self.hold.on && self.now.saturating_sub(self.hold.since) >= seen.progress.window;
+        let percent = whole.then_some(self.hold.percent);
         let change = self.hold.controller.after_round(&self.config.limits, seen, percent);
         let Some((pages_per_second, reason)) = change else { return };
         self.decide("throttle", reason);
@@ -42,13 +48,33 @@ impl Common {
         let throttled =
             self.record.throttle.get_or_insert_with(|| Throttled { began_ms, ..Throttled::default() });
         throttled.budget_pps = pages_per_second as f64;
-        if !std::mem::replace(&mut self.hold.on, true) {
-            self.hold.since = self.now;
-            let slept = throttled.vcpus.iter().map(|vcpu| Duration::from_secs_f64(vcpu.slept_ms / 1e3));
-            self.hold.read = (self.now, slept.collect());
+        self.hold.order = Some(ThrottleOrder { pages_per_second, max_slowdown_percent });
+        self.order_throttle();
+    }
+
+    fn order_throttle(&mut self) {
+        let now = self.now;
+        if let Some(throttled) = &mut self.record.throttle
+            && !std::mem::replace(&mut self.hold.on, true)
+        {
+            self.hold.since = now;
+            self.hold.read.0 = now;
             throttled.released_ms = None;
         }
-        self.act(SourceAction::Throttle(Some(ThrottleOrder { pages_per_second, max_slowdown_percent })));
+        self.act(SourceAction::Throttle(self.hold.order));
+    }
+
+    /// The link is lost: until there is one again the guest need not wait for anything.
+    pub(super) fn suspend_throttle(&mut self) {
+        self.hold.suspended = self.hold.on;
+        self.release_throttle();
+    }
+
+    /// There is a link again.
+    pub(super) fn resume_throttle(&mut self) {
+        if std::mem::take(&mut self.hold.suspended) {
+            self.order_throttle();
+        }
     }
 
     /// Asks for the counts, where there are any.
@@ -74,7 +100,6 @@ impl Common {
         }
         self.hold.before += self.now.saturating_sub(self.hold.since);
         self.hold.percent = 0.0;
-        self.hold.controller.released();
         if let Some(throttled) = &mut self.record.throttle {
             throttled.released_ms = Some(self.now.as_secs_f64() * 1e3);
             throttled.percent = 0.0;

@@ -65,7 +65,8 @@ fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
 /// Begins to move the guest over a link that takes long, and waits until it is throttled.
 fn begin_throttled(host: &Host) -> MigrationRecord {
     let request = json!({
-        "to": "b", "mode": "precopy", "bandwidth_bps": LINK_BPS, "max_downtime_ms": 10, "max_slowdown_percent": 99
+        "to": "b", "mode": "precopy", "bandwidth_bps": LINK_BPS, "max_downtime_ms": 10, "max_slowdown_percent": 99,
+        "reconnect_window_ms": 3000
     });
     let record = host.migrate("g", &request);
     wait_until("the throttle", PATIENCE, || {
