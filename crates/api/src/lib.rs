@@ -32,5 +32,6 @@ pub use migrated_cpuid::{
 };
 pub use migrated_engine::{
     FaultParts, LatencyHistogram, MigrationRecord, MigrationState, Mode, ModePrediction, OnTimeout, Postcopy,
-    Predicted, Prediction, RecordError, RecordRole, Recovery, ThreadWaits, Verify,
+    Predicted, Prediction, RecordError, RecordRole, Recovery, ThreadWaits, Throttled, ThrottledVcpu, Verify,
+    WriteAttribution,
 };

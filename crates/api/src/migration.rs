@@ -28,6 +28,10 @@ pub struct StartMigration {
     /// Whether `auto` may let the guest run at the destination before its pages are there.
     #[serde(default)]
     pub allow_postcopy: Option<bool>,
+    /// Largest share of its time that a vCPU may be made to sleep so that pre-copy keeps up with what it writes, in
+    /// percent, up to 99; 0 is never. Only vCPUs that write more than their part of the link's rate are.
+    #[serde(default)]
+    pub max_slowdown_percent: Option<u8>,
     /// Page channels; chosen from the host's size when left out.
     #[serde(default)]
     pub channels: Option<u16>,

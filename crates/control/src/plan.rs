@@ -152,6 +152,8 @@ pub struct Limits {
     pub allow_postcopy: bool,
     /// How long to try to reconnect when the link is lost in pre-copy, in ms; 0 gives up at once.
     pub reconnect_window_ms: u64,
+    /// Largest share of its time that a vCPU may be made to sleep, in percent; 0 is never.
+    pub max_slowdown_percent: u8,
     /// Most pages sent ahead of a fault, for tests; `None` leaves it to the engine.
     #[serde(default)]
     pub prefetch_pages: Option<u64>,
@@ -168,6 +170,7 @@ impl From<Limits> for migrated_engine::Limits {
             bandwidth_bps: limits.bandwidth_bps,
             allow_postcopy: limits.allow_postcopy,
             reconnect_window: Duration::from_millis(limits.reconnect_window_ms),
+            max_slowdown_percent: limits.max_slowdown_percent,
             prefetch_pages: limits.prefetch_pages.unwrap_or(migrated_engine::PREFETCH_PAGES),
         }
     }

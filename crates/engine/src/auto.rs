@@ -3,7 +3,7 @@ use std::time::Duration;
 use crate::policy::{ConvergencePolicy, Observation, PrecopyPolicy, Step, Verdict};
 use crate::predict::{
     Choice, Model, PATIENCE, STICKY_PATIENCE, WriteFit, WriteSample, choose, only_switching_is_in_time,
-    summary,
+    slowing_pays, summary,
 };
 use crate::{Limits, Prediction};
 
@@ -20,6 +20,10 @@ const PROBE_ROUNDS: u32 = 8;
 /// while they are predicted to reach the limits in a time worth it; otherwise the guest switches and the
 /// rest follows it. Where post-copy is not allowed or not possible it is [`PrecopyPolicy`], with predictions.
 ///
+/// Where `max_slowdown_percent` allows it, rounds over a guest that is throttled are a third way. They are
+/// preferred to a switch where they pay by the same measure as others: whoever allowed the slowdown said what
+/// may be paid for a guest that never depends on two hosts.
+///
 /// The first round is cut short after `PROBE_AFTER`, because what was sent of a guest that overwrites it all
 /// is sent twice. One harvest can't tell what a longer window will find, so this early only certainty
 /// counts: the n pages that were written in a window t need n ÷ b ≥ t to send. Sending them takes as long as
@@ -29,18 +33,22 @@ pub struct AutoPolicy {
     precopy: PrecopyPolicy,
     fit: WriteFit,
     chose_rounds: bool,
+    chose_throttle: bool,
 }
 
 impl ConvergencePolicy for AutoPolicy {
     fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict {
         let predicted = self.predict(limits, seen);
         let plain = self.precopy.decide(limits, seen);
+        let needs_it = !predicted.precopy.converges && predicted.precopy_throttled.converges;
+        let alone = !seen.can_switch && seen.progress.unsent_pages == 0;
         let (step, why) = self.choose(limits, seen, &predicted, plain.step);
+        let slow_down = self.chose_throttle || alone && (plain.slow_down || needs_it);
         let mut reason = format!("{}; {}", plain.reason, summary(&predicted));
         if let Some(why) = why {
             reason = format!("{reason}; {why}");
         }
-        Verdict { step, reason, predicted: Some(predicted) }
+        Verdict { step, slow_down, reason, predicted: Some(predicted) }
     }
 
     fn probe_after(&self, limits: &Limits) -> Option<Duration> {
@@ -110,6 +118,10 @@ impl AutoPolicy {
             let in_time =
                 || only_switching_is_in_time(predicted, limits).filter(|_| seen.progress.rate_known);
             return match outruns_the_link(limits, seen).or_else(in_time) {
+                Some(why) if slowing_pays(predicted, limits, PATIENCE) => {
+                    self.chose_throttle = true;
+                    (Step::Iterate, Some(format!("{why}, so the guest is slowed")))
+                }
                 Some(why) => follow(why),
                 None => (Step::Iterate, Some("the first round goes on: the guest may yet be outrun".into())),
             };
@@ -119,11 +131,12 @@ impl AutoPolicy {
         }
         let patience = if self.chose_rounds { STICKY_PATIENCE } else { PATIENCE };
         match choose(predicted, limits, patience) {
-            Choice { rounds: true, why } => {
+            Choice { rounds: true, slowed, why } => {
                 self.chose_rounds = true;
+                self.chose_throttle |= slowed;
                 (Step::Iterate, Some(why))
             }
-            Choice { rounds: false, why } => follow(why),
+            Choice { rounds: false, why, .. } => follow(why),
         }
     }
 }
@@ -239,5 +252,40 @@ mod tests {
     fn a_guest_with_nothing_left_is_stopped_though_its_fixed_costs_exceed_the_limit() {
         let late = Observation { fixed: Duration::from_millis(80), ..seen(2, 0, 0.0) };
         assert_eq!(last_step(&[late]), Step::Stop);
+    }
+
+    fn verdicts(limits: Limits, seen: &[Observation]) -> Vec<(Step, bool)> {
+        let mut policy = AutoPolicy::default();
+        seen.iter().map(|seen| policy.decide(&limits, seen)).map(|is| (is.step, is.slow_down)).collect()
+    }
+
+    fn slowing(max_slowdown_percent: u8) -> Limits {
+        Limits { max_slowdown_percent, ..Limits::default() }
+    }
+
+    #[test]
+    fn a_guest_that_may_be_slowed_is_slowed_before_it_is_switched() {
+        let outrun = |percent| verdicts(slowing(percent), &[seen(1, 5_000, 2.0)]);
+        assert_eq!(outrun(0), [(Step::SwitchToPostcopy, false)]);
+        assert_eq!(outrun(80), [(Step::Iterate, true)]);
+        assert_eq!(outrun(20), [(Step::SwitchToPostcopy, false)], "that little does not help");
+        let cut = |percent| verdicts(slowing(percent), &[cut_short(seen(1, 20_000, 2.0))]);
+        assert_eq!((cut(0), cut(80)), (vec![(Step::SwitchToPostcopy, false)], vec![(Step::Iterate, true)]));
+    }
+
+    #[test]
+    fn a_guest_that_is_slowed_in_vain_is_switched() {
+        let mut then: Vec<_> = (1..6).map(|round| seen(round, 5_000, 2.0)).collect();
+        then.insert(0, seen(1, 5_000, 1.2));
+        let last = verdicts(slowing(60), &then).pop().unwrap();
+        assert_eq!(last.0, Step::SwitchToPostcopy);
+    }
+
+    #[test]
+    fn without_post_copy_what_rounds_can_not_do_needs_a_slowdown() {
+        let alone = |share| Observation { can_switch: false, ..seen(1, 100_000, share) };
+        assert_eq!(verdicts(slowing(80), &[alone(2.0)]), [(Step::Iterate, true)]);
+        assert_eq!(verdicts(slowing(0), &[alone(2.0)]), [(Step::Iterate, false)]);
+        assert_eq!(verdicts(slowing(80), &[alone(0.3)]), [(Step::Iterate, false)]);
     }
 }

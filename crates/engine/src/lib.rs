@@ -14,6 +14,7 @@ mod predict;
 mod record;
 mod round;
 pub mod source;
+mod throttle;
 
 pub use auto::AutoPolicy;
 pub use failure::{Failure, FailureCode};
@@ -27,3 +28,4 @@ pub use policy::{
 };
 pub use predict::{Model, WriteCurve, WriteFit, WriteSample};
 pub use record::*;
+pub use throttle::{ThrottleCounts, ThrottleOrder};

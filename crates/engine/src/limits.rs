@@ -29,6 +29,10 @@ pub struct Limits {
     /// at once.
     #[serde(default = "reconnect_window")]
     pub reconnect_window: Duration,
+    /// Largest share of its time that a vCPU may be made to sleep so that pre-copy keeps up with what it
+    /// writes, in percent; 0 is never. Only vCPUs that write more than their part of the link's rate are.
+    #[serde(default)]
+    pub max_slowdown_percent: u8,
     /// Most pages sent ahead of a fault, in post-copy; 0 sends none.
     #[serde(default = "prefetch_pages")]
     pub prefetch_pages: u64,
@@ -60,6 +64,7 @@ impl Default for Limits {
             bandwidth_bps: None,
             allow_postcopy: true,
             reconnect_window: RECONNECT_WINDOW,
+            max_slowdown_percent: 0,
             prefetch_pages: PREFETCH_PAGES,
         }
     }

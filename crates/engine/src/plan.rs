@@ -70,7 +70,7 @@ pub struct Plan {
 pub fn plan(inputs: &PlanInputs) -> Plan {
     let prediction = model(inputs).predict();
     let can_switch = prediction.postcopy.possible;
-    let Choice { rounds, why } = choose(&prediction, &inputs.limits, PATIENCE);
+    let Choice { rounds, why, .. } = choose(&prediction, &inputs.limits, PATIENCE);
     let (recommended, why) = if rounds {
         (Mode::Precopy, why)
     } else if !can_switch {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::auto::{outruns_the_link, probe_after};
 use crate::predict::{WriteFit, WriteSample};
-use crate::{AutoPolicy, Limits, Mode, OnTimeout, Prediction};
+use crate::{AutoPolicy, Limits, Mode, OnTimeout, Prediction, throttle};
 
 /// What is known after a round.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,6 +60,8 @@ pub struct Progress {
     pub round_overhead: Duration,
     /// Round trip time.
     pub rtt: Duration,
+    /// Whether the link was lost in the round: then the guest had more time to write than a round takes.
+    pub interrupted: bool,
 }
 
 impl Observation {
@@ -109,6 +111,8 @@ pub enum Step {
 pub struct Verdict {
     /// What to do.
     pub step: Step,
+    /// With [`Step::Iterate`]: rounds get nowhere unless what the guest writes is held to what the link carries.
+    pub slow_down: bool,
     /// Why, with the numbers.
     pub reason: String,
     /// What each mode would cost from here, if the policy predicts.
@@ -117,7 +121,7 @@ pub struct Verdict {
 
 impl Verdict {
     fn new(step: Step, reason: String) -> Self {
-        Self { step, reason, predicted: None }
+        Self { step, slow_down: false, reason, predicted: None }
     }
 }
 
@@ -148,10 +152,14 @@ const STALL_MARGIN: f64 = 0.96;
 pub struct PrecopyPolicy {
     best_residual: Option<u64>,
     rounds_since_best: u32,
+    slowed: bool,
 }
 
 impl ConvergencePolicy for PrecopyPolicy {
     fn decide(&mut self, limits: &Limits, seen: &Observation) -> Verdict {
+        if seen.progress.interrupted {
+            self.best_residual = None;
+        }
         // Of a first round that was cut short the residual is not what rounds leave.
         if seen.progress.unsent_pages == 0 {
             self.note(seen.residual_bytes);
@@ -188,7 +196,12 @@ impl ConvergencePolicy for PrecopyPolicy {
             format!("no progress in {STALL_ROUNDS} rounds: the guest writes as fast as the link sends")
         });
         let Some(why) = exhausted.or(stalled) else {
-            return Verdict::new(Step::Iterate, numbers);
+            let slow_down = throttle::is_needed(limits, seen);
+            if slow_down && !std::mem::replace(&mut self.slowed, true) {
+                // Rounds that got nowhere without a throttle say nothing about those with one.
+                self.rounds_since_best = 0;
+            }
+            return Verdict { slow_down, ..Verdict::new(Step::Iterate, numbers) };
         };
         let (step, action) = match limits.on_timeout {
             OnTimeout::Cancel => (Step::GiveUp, "cancel"),
@@ -358,6 +371,19 @@ mod tests {
                 (1..=4).map(|n| policy.decide(&limits, &seen(n, 100_000 - u64::from(n), 1e6)).step).collect();
             assert_eq!(steps, [Step::Iterate, Step::Iterate, Step::Iterate, step]);
         }
+    }
+
+    #[test]
+    fn rounds_before_the_guest_was_slowed_are_no_stall() {
+        let limits = Limits { max_slowdown_percent: 90, ..Limits::default() };
+        let mut policy = PrecopyPolicy::default();
+        // Round 1 took long, so it does not show yet that later ones get nowhere.
+        let rates = [100.0, 1e6, 1e6, 1e6, 1e6];
+        let steps: Vec<_> =
+            (1..).zip(rates).map(|(n, rate)| policy.decide(&limits, &seen(n, 100_000, rate))).collect();
+        let steps: Vec<_> = steps.iter().map(|is| (is.step, is.slow_down)).collect();
+        let slowed = (Step::Iterate, true);
+        assert_eq!(steps, [(Step::Iterate, false), slowed, slowed, slowed, (Step::GiveUp, false)]);
     }
 
     #[test]

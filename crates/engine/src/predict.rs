@@ -6,6 +6,7 @@
 //! > pre-copy: V₀, Vᵢ₊₁ = W(Vᵢ ÷ b + o) until fixed + Vₙ ÷ b ≤ `max_downtime`; total = Σ (Vᵢ ÷ b + o)
 //! > post-copy: total = arm + fixed + V₀ ÷ b, downtime = fixed + missing set ÷ b, whatever the guest writes
 //! > hybrid: one such round, then post-copy of what it leaves
+//! > throttled pre-copy: as pre-copy, with W(t) at most t times what the guest is held to
 //!
 //! where o is what a round costs besides its bytes. The recursion is the iteration model of Akoush et al. 2010
 //! with Clark et al.'s (2005) working set in place of a constant rate; post-copy's totals are Hines and
@@ -17,11 +18,14 @@ mod curve;
 
 use std::time::Duration;
 
-pub(crate) use choice::{Choice, PATIENCE, STICKY_PATIENCE, choose, only_switching_is_in_time, summary};
+pub(crate) use choice::{
+    Choice, PATIENCE, STICKY_PATIENCE, choose, only_switching_is_in_time, slowing_pays, summary,
+};
 pub use curve::{WriteCurve, WriteFit, WriteSample};
 
 use crate::Limits;
 use crate::record::{ModePrediction, Prediction};
+use crate::throttle;
 
 /// Assumed before anything was measured: 1 Gbit/s, in bytes a second.
 pub(crate) const RATE_GUESS: f64 = 125e6;
@@ -81,13 +85,24 @@ impl Model {
             working_set_pages: self.writes.limit() as u64,
             samples: self.samples,
             confidence: share(self.confidence),
-            precopy: self.precopy(),
+            precopy: self.precopy(f64::INFINITY),
+            precopy_throttled: self.precopy_throttled(),
             hybrid: self.hybrid(),
             postcopy: self.postcopy(),
         }
     }
 
-    fn precopy(&self) -> ModePrediction {
+    /// Where vCPUs may sleep, the guest writes no more than the throttle's share of the link, or as much as they
+    /// write in the time that they must be left.
+    fn precopy_throttled(&self) -> ModePrediction {
+        let slowdown = f64::from(self.limits.max_slowdown_percent.min(100)) / 100.0;
+        let share = throttle::SHARE * self.link() / bytes(self.page_bytes).clamp(1.0, PAGE);
+        let most = share.max(self.writes.rate() * (1.0 - slowdown));
+        ModePrediction { possible: slowdown > 0.0, ..self.precopy(most) }
+    }
+
+    /// The guest writes `most` pages a second at most.
+    fn precopy(&self, most: f64) -> ModePrediction {
         let (limit, timeout) = (self.limits.max_downtime.as_secs_f64(), self.limits.timeout.as_secs_f64());
         let mut left = self.left();
         let mut spent = self.elapsed.as_secs_f64();
@@ -118,7 +133,7 @@ impl Model {
                 spent += seconds;
             }
             late |= spent > timeout;
-            left = self.written(seconds);
+            left = self.written(seconds, most);
         }
         let downtime = self.downtime(left);
         ModePrediction {
@@ -135,7 +150,7 @@ impl Model {
     fn hybrid(&self) -> ModePrediction {
         let left = self.left();
         let seconds = self.round(left);
-        self.follow(seconds, left, self.written(seconds), 2)
+        self.follow(seconds, left, self.written(seconds, f64::INFINITY), 2)
     }
 
     fn postcopy(&self) -> ModePrediction {
@@ -176,8 +191,11 @@ impl Model {
         left / self.link() + self.round_overhead.as_secs_f64()
     }
 
-    fn written(&self, seconds: f64) -> f64 {
-        self.writes.pages_in(seconds) * bytes(self.page_bytes).min(PAGE)
+    /// Bytes that the guest writes in a time, at `most` pages a second.
+    fn written(&self, seconds: f64, most: f64) -> f64 {
+        // Of no time at an infinite rate there is no product.
+        let most = if most.is_finite() { most * seconds } else { f64::INFINITY };
+        self.writes.pages_in(seconds).min(most) * bytes(self.page_bytes).min(PAGE)
     }
 
     fn left(&self) -> f64 {

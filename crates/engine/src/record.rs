@@ -4,6 +4,7 @@ mod latency;
 mod postcopy;
 mod prediction;
 mod recovery;
+mod throttle;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,7 @@ pub use postcopy::{FaultParts, Postcopy, ThreadWaits};
 pub use prediction::{ModePrediction, Predicted, Prediction};
 pub use recovery::Recovery;
 pub(crate) use recovery::{note_loss, note_recovery};
+pub use throttle::{Throttled, ThrottledVcpu, WriteAttribution};
 
 /// Where a migration is, at the end that reports it. The one enum of state names: API, metrics,
 /// spans and documents use these (see ARCHITECTURE.md for the machines).
@@ -227,6 +229,9 @@ pub struct MigrationRecord {
     pub reconnects: Vec<Recovery>,
     /// What happened to pages that followed the guest, if any did.
     pub postcopy: Option<Postcopy>,
+    /// How the guest was slowed, if it was.
+    #[serde(default)]
+    pub throttle: Option<Throttled>,
     /// What verification found.
     pub verified: Option<Verified>,
     /// What was expected, beside the numbers above.
@@ -328,7 +333,7 @@ pub struct Iteration {
     pub duration_ms: f64,
     /// Pages that the guest dirtied a second meanwhile.
     pub dirty_rate_pps: f64,
-    /// Share of the time by which vCPUs were slowed, in percent.
+    /// Share of the time that the most throttled vCPU was made to sleep, in percent.
     pub throttle_percent: f64,
 }
 

@@ -22,15 +22,19 @@ fn scenario() -> impl Strategy<Value = Scenario> {
     let downtime = prop_oneof![2 => Just(10_000u64), 1 => Just(1)];
     let bandwidth = prop::option::weighted(0.3, 100_000_000u64..2_000_000_000);
     let window = prop_oneof![6 => Just(30), 1 => Just(0), 1 => Just(3)].prop_map(Duration::from_secs);
-    let limits = (downtime, on_timeout, timeout, 1u32..12, bandwidth, window).prop_map(
-        |(downtime, on_timeout, timeout, max_iterations, bandwidth_bps, reconnect_window)| Limits {
-            max_downtime: Duration::from_micros(downtime),
-            timeout: Duration::from_millis(timeout),
-            max_iterations,
-            on_timeout,
-            bandwidth_bps,
-            reconnect_window,
-            ..Limits::default()
+    let slowdown = prop_oneof![Just(0u8), Just(50), Just(99)];
+    let limits = (downtime, on_timeout, timeout, 1u32..12, bandwidth, (window, slowdown)).prop_map(
+        |(downtime, on_timeout, timeout, max_iterations, bandwidth_bps, (window, max_slowdown_percent))| {
+            Limits {
+                max_downtime: Duration::from_micros(downtime),
+                timeout: Duration::from_millis(timeout),
+                max_iterations,
+                on_timeout,
+                bandwidth_bps,
+                reconnect_window: window,
+                max_slowdown_percent,
+                ..Limits::default()
+            }
         },
     );
     let mode = prop_oneof![Just(Mode::Precopy), Just(Mode::Postcopy), Just(Mode::Hybrid), Just(Mode::Auto)];
@@ -60,6 +64,7 @@ fn fault() -> impl Strategy<Value = Fault> {
     let moment = (0u64..60_000).prop_map(Duration::from_micros);
     let operation = prop_oneof![
         Just(GuestOperation::StartTracking),
+        Just(GuestOperation::Throttle),
         Just(GuestOperation::Harvest),
         Just(GuestOperation::Pause),
         Just(GuestOperation::FinalHarvest),

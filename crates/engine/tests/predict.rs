@@ -29,13 +29,14 @@ fn limits() -> impl Strategy<Value = Limits> {
     let bandwidth = prop::option::weighted(0.2, any::<u64>());
     let max_total = prop::option::weighted(0.3, duration());
     let rounds = prop_oneof![8 => 0u32..100, 1 => Just(u32::MAX)];
-    (duration(), max_total, duration(), rounds, bandwidth).prop_map(
-        |(max_downtime, max_total, timeout, max_iterations, bandwidth_bps)| Limits {
+    (duration(), max_total, duration(), rounds, bandwidth, any::<u8>()).prop_map(
+        |(max_downtime, max_total, timeout, max_iterations, bandwidth_bps, max_slowdown_percent)| Limits {
             max_downtime,
             max_total,
             timeout,
             max_iterations,
             bandwidth_bps,
+            max_slowdown_percent,
             ..Limits::default()
         },
     )
@@ -68,9 +69,9 @@ fn model() -> impl Strategy<Value = Model> {
     )
 }
 
-fn modes(model: &Model) -> [ModePrediction; 3] {
+fn modes(model: &Model) -> [ModePrediction; 4] {
     let predicted = model.predict();
-    [predicted.precopy, predicted.hybrid, predicted.postcopy]
+    [predicted.precopy, predicted.precopy_throttled, predicted.hybrid, predicted.postcopy]
 }
 
 proptest! {

@@ -25,6 +25,9 @@ pub enum GuestError {
     /// Its RAM can't be filled by post-copy.
     #[error(transparent)]
     Postcopy(#[from] PostcopyError),
+    /// Its vCPUs can't be slowed down.
+    #[error("the guest's vCPUs can't be throttled: {0}")]
+    Throttle(String),
     /// The guest stopped by itself (reset, triple fault, internal error) and can't be used any more.
     #[error("the guest is gone: {0}")]
     Gone(String),

@@ -10,6 +10,7 @@ mod postcopy;
 mod ram;
 mod scan;
 mod section;
+mod throttle;
 mod tracker;
 mod traits;
 
@@ -20,6 +21,7 @@ pub use postcopy::{
 };
 pub use ram::{GuestRam, PageClass};
 pub use section::{SectionId, StateSection};
+pub use throttle::{Throttle, Throttled, ThrottledVcpu, WriteAttribution};
 pub use tracker::{
     AttachedTracker, DEFAULT_RING_ENTRIES, DirtyTracker, DirtyTracking, RingHarvester, TrackerKind, VmmWrites,
 };

@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use migrated_pages::PageSet;
 
-use crate::{GuestError, GuestRam, PostcopyRam, PreparedPostcopy, StateSection};
+use crate::{GuestError, GuestRam, PostcopyRam, PreparedPostcopy, StateSection, Throttle, Throttled};
 
 /// A transition that was refused: the guest comes back with the reason, unharmed.
 #[derive(Debug)]
@@ -38,6 +38,23 @@ pub trait Guest: Send + Sized + 'static {
     /// # Errors
     /// [`GuestError::Kernel`] when KVM refuses.
     fn stop_tracking(&mut self) -> Result<(), GuestError>;
+
+    /// Holds vCPUs back that write too much, from now on, or none any more. Whatever ends, ends that too, at once:
+    /// [`stop_tracking`](Self::stop_tracking), a [`pause`](Self::pause) that succeeds, and dropping the guest.
+    ///
+    /// # Errors
+    /// [`GuestError::Throttle`]; nothing is held back then.
+    fn throttle(&mut self, throttle: Option<Throttle>) -> Result<(), GuestError> {
+        match throttle {
+            Some(_) => Err(GuestError::Throttle("nobody can tell what each of them writes".into())),
+            None => Ok(()),
+        }
+    }
+
+    /// What throttling did since dirty tracking was started; `None` where there is none.
+    fn throttled(&self) -> Option<Throttled> {
+        None
+    }
 
     /// Stops all vCPUs: kicks all of them first, then waits for all.
     ///

@@ -3,7 +3,7 @@
 //!
 //! [`MemorySlots`] owns a VM's memory slots and reads and clears their dirty log; [`DirtyRingVm`] and
 //! [`DirtyRing`] are KVM's other way of saying which pages were written. [`Userfaultfd`] lets a guest wait for
-//! pages that come later.
+//! pages that come later. [`VcpuStats`] and [`ThreadClock`] tell what a vCPU has done without asking it.
 
 mod advice;
 mod dirty_log;
@@ -11,8 +11,10 @@ mod dirty_ring;
 mod error;
 mod guest_permission;
 mod memory_slots;
+mod thread_clock;
 mod userfaultfd;
 mod vcpu_state;
+mod vcpu_stats;
 
 pub use advice::{MemoryAdvice, advise};
 pub use dirty_log::{ManualProtect, PAGES_PER_WORD};
@@ -21,5 +23,7 @@ pub use error::KvmError;
 pub use guest_permission::permit_guest_amx;
 pub use kvm_ioctls::{VcpuFd, VmFd};
 pub use memory_slots::{MemorySlot, MemorySlots};
+pub use thread_clock::ThreadClock;
 pub use userfaultfd::{FaultEvent, PartlyMapped, Userfaultfd, UserfaultfdError};
 pub use vcpu_state::{get_sregs2, get_xsave, set_sregs2, set_xsave, xsave_size};
+pub use vcpu_stats::VcpuStats;

@@ -133,6 +133,8 @@ pub struct MigrationDefaults {
     pub allow_postcopy: bool,
     /// How long to try to reconnect when the link is lost in pre-copy, in ms.
     pub reconnect_window_ms: u64,
+    /// Largest share of its time that a vCPU may be made to sleep, in percent.
+    pub max_slowdown_percent: u8,
     /// Most payload a second, in bits per second.
     pub bandwidth_bps: Option<u64>,
     /// Page channels.
@@ -312,6 +314,10 @@ impl MigrationDefaults {
         ensure!(
             self.reconnect_window_ms <= longest,
             "`migration.defaults.reconnect_window_ms` must be {longest} at most"
+        );
+        ensure!(
+            self.max_slowdown_percent < 100,
+            "`migration.defaults.max_slowdown_percent` must be 0 to 99: a vCPU that stands still looks dead"
         );
         ensure!(self.bandwidth_bps != Some(0), "`migration.defaults.bandwidth_bps` must be above 0");
         ensure!(

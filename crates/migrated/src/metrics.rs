@@ -87,6 +87,8 @@ const POSTCOPY_BLOCKED_SECONDS: &str = "migrated_postcopy_blocked_seconds";
 const POSTCOPY_SECONDS: &str = "migrated_postcopy_seconds";
 const PRECOPY_LINK_LOSSES: &str = "migrated_precopy_link_losses_total";
 const POSTCOPY_LINK_LOSSES: &str = "migrated_postcopy_link_losses_total";
+const THROTTLE_RATIO: &str = "migrated_throttle_ratio";
+const THROTTLED_SECONDS: &str = "migrated_throttled_vcpu_seconds";
 const ACTIVE: &str = "migrated_active_migrations";
 const VMS: &str = "migrated_vms";
 const BLOCKED: &str = "migrated_vcpu_blocked_seconds";
@@ -221,6 +223,21 @@ pub const DECLARED: &[Declared] = &[
         help: "Times that the link was lost while pages followed a guest",
     },
     Declared {
+        name: THROTTLE_RATIO,
+        kind: Kind::Gauge,
+        unit: "count",
+        labels: &[],
+        help: "Largest share of its time that a vCPU is made to sleep at present so that a migration away from this \
+               host keeps up with what it writes",
+    },
+    Declared {
+        name: THROTTLED_SECONDS,
+        kind: Kind::Histogram(DURATION),
+        unit: "seconds",
+        labels: &["mode"],
+        help: "Time that vCPUs were made to sleep, all together, in a migration away from this host that slowed any",
+    },
+    Declared {
         name: ACTIVE,
         kind: Kind::Gauge,
         unit: "count",
@@ -303,6 +320,7 @@ impl Metrics {
         vms: &[VmState],
         blocked_us: u64,
         active: &[(RecordRole, MigrationState)],
+        throttle_percent: f64,
         cpu_features_lost: usize,
     ) -> String {
         with_local_recorder(&self.recorder, || {
@@ -316,6 +334,7 @@ impl Metrics {
                     gauge!(ACTIVE, "role" => role(end), "state" => state.name()).set(n as f64);
                 }
             }
+            gauge!(THROTTLE_RATIO).set(throttle_percent / 100.0);
             gauge!(BLOCKED).set(blocked_us as f64 / 1e6);
             gauge!(CPU_FEATURES_LOST).set(cpu_features_lost as f64);
         });

@@ -46,6 +46,13 @@ pub fn duration_or_none(text: &str) -> Result<Duration, String> {
         .map_err(|e| format!("{text:?} is no duration ({e}); write e.g. 50ms, 1s or 2m"))
 }
 
+/// A share in whole percent, below 100: `80%`, `80`.
+pub fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    let wrong = || format!("{text:?} is no share; write 0% to 99%");
+    number.parse().ok().filter(|percent| *percent < 100).ok_or_else(wrong)
+}
+
 /// Two ports: `49152-49215`.
 pub fn port_range(text: &str) -> Result<(u16, u16), String> {
     let wrong = || format!("{text:?} is no port range; write FIRST-LAST");
@@ -128,6 +135,14 @@ mod tests {
         assert_eq!(port_range("7"), Ok((7, 7)));
         for wrong in ["2-1", "1-70000", "a-b", ""] {
             assert!(port_range(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        assert_eq!((percent("80%"), percent("0"), percent("99%")), (Ok(80), Ok(0), Ok(99)));
+        for wrong in ["100%", "-1", "%", "0.5", "50 %"] {
+            assert!(percent(wrong).is_err(), "{wrong}");
         }
     }
 

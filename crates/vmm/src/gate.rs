@@ -4,6 +4,11 @@
 //! itself by having crashed. Each has its own flag, and vCPUs run only when nobody objects. So a
 //! migration that fails can't start a guest that its owner paused meanwhile, and no request of an
 //! owner can start one that a migration holds or has given away.
+//!
+//! A throttle may besides make a single vCPU rest for a moment. A resting vCPU has left the guest, so a pause need
+//! not wait for it; and it rests until a moment, not until it is called, so that no failure can leave it there.
+
+mod rest;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -12,6 +17,7 @@ use migrated_guest::GuestError;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::vcpu::Kicker;
+use rest::Rest;
 
 /// How long a vCPU may take to leave guest mode. Ordinary is well under a millisecond; a host that is
 /// swapping may take a while.
@@ -78,6 +84,8 @@ struct State {
     objections: Objections,
     /// For each vCPU, whether its thread may be in guest mode.
     inside: Vec<bool>,
+    /// For each vCPU, when it may run again and how long it has been made to wait for that.
+    rests: Vec<Rest>,
     first_run: Option<Instant>,
     /// Since when somebody has kept a guest that could run from running, and for how long before that.
     held_since: Option<Instant>,
@@ -108,8 +116,9 @@ impl Gate {
     pub(crate) fn new(kickers: Vec<Kicker>) -> Self {
         let objections = Objections { not_started: true, ..Objections::default() };
         let inside = vec![false; kickers.len()];
+        let rests = vec![Rest::default(); kickers.len()];
         Self {
-            state: Mutex::new(State { objections, inside, ..State::default() }),
+            state: Mutex::new(State { objections, inside, rests, ..State::default() }),
             permission: Condvar::new(),
             passed: Condvar::new(),
             transition: Mutex::new(()),
@@ -126,11 +135,18 @@ impl Gate {
     /// Waits until the vCPU may run; `false` when its thread must end.
     pub(crate) fn enter(&self, vcpu: usize) -> bool {
         let mut state = self.state.lock();
-        while !state.objections.none() {
-            if state.objections.closing {
-                return false;
+        loop {
+            if !state.objections.none() {
+                if state.objections.closing {
+                    return false;
+                }
+                state.rests[vcpu].interrupt(Instant::now());
+                self.permission.wait(&mut state);
+            } else if let Some(until) = state.rests[vcpu].rest(Instant::now()) {
+                self.permission.wait_until(&mut state, until);
+            } else {
+                break;
             }
-            self.permission.wait(&mut state);
         }
         // Under the lock: whoever objects from now on kicks after this, and the kick stays.
         self.kickers[vcpu].rearm();
@@ -143,7 +159,7 @@ impl Gate {
     /// Whether a vCPU that was kicked must come out. The kick is forgotten if not.
     pub(crate) fn must_leave(&self, vcpu: usize) -> bool {
         let state = self.state.lock();
-        let leave = !state.objections.none();
+        let leave = !state.objections.none() || state.rests[vcpu].is_due(Instant::now());
         if !leave {
             self.kickers[vcpu].rearm();
         }
@@ -270,10 +286,40 @@ impl Gate {
         self.kickers.iter().for_each(Kicker::join);
     }
 
+    /// Makes each vCPU for which there is a time rest that long from now on.
+    pub(crate) fn order_rests(&self, rests: &[Option<Duration>]) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        for (vcpu, rest) in rests.iter().enumerate() {
+            if let Some(rest) = rest {
+                state.rests[vcpu].order(now + *rest);
+                if state.inside[vcpu] {
+                    self.kickers[vcpu].kick();
+                }
+            }
+        }
+    }
+
+    /// Ends all rests.
+    pub(crate) fn end_rests(&self) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.rests.iter_mut().for_each(|rest| rest.end(now));
+        self.permission.notify_all();
+    }
+
+    /// How long each vCPU has rested.
+    pub(crate) fn rested(&self) -> Vec<Duration> {
+        let now = Instant::now();
+        self.state.lock().rests.iter().map(|rest| rest.rested(now)).collect()
+    }
+
     fn stop(&self, objection: impl Fn(&mut Objections) -> &mut bool) -> Result<(), GuestError> {
         let _transition = self.transition.lock();
         let mut state = self.usable()?;
         *objection(&mut state.objections) = true;
+        let now = Instant::now();
+        state.rests.iter_mut().for_each(|rest| rest.interrupt(now));
         let stopped = self.stop_all(&mut state).and_then(|()| match &state.objections.end {
             Some(end) => Err(GuestError::Gone(end.to_string())),
             None => Ok(()),

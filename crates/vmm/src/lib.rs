@@ -17,6 +17,7 @@ mod migrate;
 mod ports;
 mod serial;
 mod state;
+mod throttle;
 mod vcpu;
 pub mod workload;
 

@@ -21,6 +21,7 @@ use crate::migrate::{ClaimError, IncomingVm, RunningVm};
 use crate::ports::Ports;
 use crate::serial::SerialPort;
 use crate::state::{self, Features, Hardware};
+use crate::throttle::Throttler;
 use crate::vcpu::{self, Kicker, Vcpu};
 use crate::workload::{self, WorkloadCounters};
 use crate::{Console, HostKvm, VmConfig, VmmError, cpu, host, memory};
@@ -38,6 +39,7 @@ pub(crate) struct Machine {
     pub(crate) gate: Arc<Gate>,
     pub(crate) ram: GuestRam,
     pub(crate) tracker: Mutex<Box<dyn DirtyTracker>>,
+    pub(crate) throttler: Throttler,
     /// Whether a migration has the VM.
     pub(crate) claimed: Mutex<bool>,
     /// The RAM, once it is armed for post-copy.
@@ -224,13 +226,16 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|source| VmmError::Kvm { operation: "mapping a vCPU's page", source })?;
         let features = Features::probe(&host, &vm, &vcpus[0], cpu.tsc_khz)?;
+        let gate = Arc::new(Gate::new(kickers));
+        let throttler = Throttler::new(&vm, &vcpus, gate.clone())?;
         let serial = Arc::new(SerialPort::new(vm.clone(), console.clone()));
         let machine = Self {
             name: config.name,
             hardware: Hardware { vm, vcpus, serial, features },
-            gate: Arc::new(Gate::new(kickers)),
+            gate,
             ram,
             tracker: Mutex::new(tracker),
+            throttler,
             claimed: Mutex::new(false),
             watched: OnceLock::new(),
             vmm_writes,

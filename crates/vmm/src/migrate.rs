@@ -2,7 +2,7 @@
 
 use migrated_guest::{
     FirstRun, Guest, GuestError, GuestRam, IncomingGuest, PausedGuest, PostcopyRam, PreparedPostcopy,
-    Refused, SectionId, StateSection,
+    Refused, SectionId, StateSection, Throttle, Throttled,
 };
 use migrated_pages::PageSet;
 use thiserror::Error;
@@ -60,6 +60,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(vm) = &self.vm {
+            vm.machine.throttler.release();
             *vm.machine.claimed.lock() = false;
         }
     }
@@ -92,20 +93,47 @@ impl Guest for RunningVm {
     }
 
     fn start_tracking(&mut self) -> Result<(), GuestError> {
-        self.vm().machine.tracker.lock().start()
+        let machine = &self.vm().machine;
+        machine.tracker.lock().start()?;
+        machine.throttler.begin();
+        Ok(())
     }
 
     fn harvest(&mut self, dirty: &mut PageSet) -> Result<u64, GuestError> {
-        self.vm().machine.tracker.lock().harvest(dirty)
+        let machine = &self.vm().machine;
+        let pages = machine.tracker.lock().harvest(dirty)?;
+        machine.throttler.harvested(pages);
+        Ok(pages)
     }
 
     fn stop_tracking(&mut self) -> Result<(), GuestError> {
-        self.vm().machine.tracker.lock().stop()
+        let machine = &self.vm().machine;
+        machine.throttler.release();
+        machine.tracker.lock().stop()
+    }
+
+    fn throttle(&mut self, throttle: Option<Throttle>) -> Result<(), GuestError> {
+        let throttler = &self.vm().machine.throttler;
+        match throttle {
+            Some(throttle) => throttler.set(throttle),
+            None => {
+                throttler.release();
+                Ok(())
+            }
+        }
+    }
+
+    fn throttled(&self) -> Option<Throttled> {
+        Some(self.vm().machine.throttler.throttled())
     }
 
     fn pause(self) -> Result<PausedVm, Refused<Self>> {
         match self.vm().machine.gate.migration_pause() {
-            Ok(()) => Ok(PausedVm { vm: self.claim.keep() }),
+            Ok(()) => {
+                // Only now: a vCPU that rests stands still already, and must not write once more before the pause.
+                self.vm().machine.throttler.release();
+                Ok(PausedVm { vm: self.claim.keep() })
+            }
             Err(error) => Err(Refused { guest: self, error }),
         }
     }

@@ -120,9 +120,9 @@ impl fmt::Display for WorkloadParams {
             Content::Compressible => "compressible",
             Content::Random => "random",
         };
-        let Self { hot, rate, readonly, fill, check, seed, vcpus, cpuid, tsc_khz, .. } = self;
+        let Self { hot, rate, readonly, readers, fill, check, seed, vcpus, cpuid, tsc_khz, .. } = self;
         write!(f, "hot={hot} rate={rate} pattern={pattern} content={content} readonly={readonly} ")?;
-        write!(f, "fill={fill} check={check} seed={seed} vcpus={vcpus}")?;
+        write!(f, "readers={readers} fill={fill} check={check} seed={seed} vcpus={vcpus}")?;
         for (n, (leaf, subleaf)) in cpuid.as_slice().iter().enumerate() {
             write!(f, "{}{leaf:x}:{subleaf:x}", if n == 0 { " cpuid=" } else { "," })?;
         }
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn parameters_survive_being_printed() {
-        let cmdline = "hot=128M rate=max pattern=zipf content=compressible readonly=25 fill=1G check=0 seed=7 vcpus=2 \
+        let cmdline = "hot=128M rate=max pattern=zipf content=compressible readonly=25 readers=1 fill=1G check=0 seed=7 vcpus=2 \
              cpuid=7:0,80000021:0";
         let params = parse(cmdline).unwrap();
         assert_eq!((params.hot, params.fill, params.rate), (128 << 20, 1 << 30, Rate::Max));
@@ -193,6 +193,7 @@ mod tests {
             "pattern=zip",
             "content=",
             "readonly=101",
+            "readers=65",
             "cpuid=7",
             "cpuid=",
             "cpuid=7:0,",

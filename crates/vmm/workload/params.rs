@@ -6,7 +6,7 @@
 pub const PAGE_SIZE: u64 = 4096;
 
 /// Every key with its values and its meaning: what `--help` and the errors print.
-pub const KEYS: [(&str, &str, &str); 11] = [
+pub const KEYS: [(&str, &str, &str); 12] = [
     ("hot", "BYTES", "working set that is written over and over, shared out among the vCPUs [8M]"),
     (
         "rate",
@@ -16,6 +16,7 @@ pub const KEYS: [(&str, &str, &str); 11] = [
     ("pattern", "seq|random|zipf", "order of the accesses [seq]"),
     ("content", "zero|constant|compressible|random", "what pages are filled and written with [random]"),
     ("readonly", "0-100", "percentage of accesses that only read and check [0]"),
+    ("readers", "0-64", "vCPUs, counted from the last, of which all accesses only read and check [0]"),
     ("fill", "BYTES", "RAM outside the working set filled at start and checked ever after [0]"),
     ("check", "PAGES/S|max|0", "how fast each vCPU's checker walks its working set and fill [16384]"),
     ("seed", "NUMBER", "seed of all content and random order [1]"),
@@ -74,6 +75,8 @@ pub struct Params {
     pub content: Content,
     /// Share of accesses that only read, in percent.
     pub readonly: u64,
+    /// vCPUs, counted from the last, that only read.
+    pub readers: u64,
     /// Filled RAM outside the working set, in bytes.
     pub fill: u64,
     /// Pages that each vCPU's checker reads.
@@ -121,6 +124,7 @@ impl Default for Params {
             pattern: Pattern::Sequential,
             content: Content::Random,
             readonly: 0,
+            readers: 0,
             fill: 0,
             check: Rate::PerSecond(16_384),
             seed: 1,
@@ -195,6 +199,7 @@ impl Params {
                 }
             }
             "readonly" => self.readonly = number(value).filter(|percent| *percent <= 100)?,
+            "readers" => self.readers = number(value).filter(|n| *n <= super::layout::MAX_VCPUS)?,
             "fill" => self.fill = bytes(value)?,
             "check" => self.check = rate(value)?,
             "seed" => self.seed = number(value)?,

@@ -212,7 +212,8 @@ impl Vcpu {
         if let Err(mismatch) = self.pages.check(address, page, generation) {
             self.repair(error::HOT, mismatch, page, generation);
         }
-        let readonly = self.setup.params.readonly;
+        let params = &self.setup.params;
+        let readonly = if self.index + params.readers >= params.vcpus { 100 } else { params.readonly };
         if readonly > 0 && self.random.below(100) < readonly {
             self.read = self.count(vcpu::PAGES_READ, self.read);
         } else {

@@ -30,6 +30,9 @@ pub struct Prediction {
     pub confidence: f64,
     /// Rounds until the guest may be stopped.
     pub precopy: ModePrediction,
+    /// The same, with vCPUs slowed as far as that is needed and allowed.
+    #[serde(default)]
+    pub precopy_throttled: ModePrediction,
     /// One more round, then the guest switches and the rest follows it.
     pub hybrid: ModePrediction,
     /// The guest switches now and the rest follows it.

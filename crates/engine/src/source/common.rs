@@ -5,7 +5,8 @@ use migrated_pages::{PageRun, PageSet};
 use migrated_wire::{PageSetPiece, PostcopyUse, ToDestination, VerifyWhen, bounded_text};
 
 use super::{Failure, FailureCode, Sent, SourceAction, SourceConfig, SourceEvent, State};
-use super::{drain::Drain, ended::Ended, path::PathWatch, push_rate::PushRate, resuming::Resuming};
+use super::{drain::Drain, ended::Ended, path::PathWatch, push_rate::PushRate};
+use super::{resuming::Resuming, throttle::Hold};
 use crate::liveness::Liveness;
 use crate::pace::Pace;
 use crate::policy::ConvergencePolicy;
@@ -32,6 +33,8 @@ pub(super) struct Common {
     pub(super) tracking: bool,
     /// Whether the guest may switch before its pages: allowed here and possible there.
     pub(super) can_switch: bool,
+    /// What holds the guest back while it writes too much.
+    pub(super) hold: Hold,
     /// Time over which pages flowed, for the throughput.
     pub(super) flow: Duration,
     last_progress: String,
@@ -64,6 +67,7 @@ impl Common {
             phase: MigrationState::Negotiating,
             tracking: false,
             can_switch: false,
+            hold: Hold::default(),
             flow: Duration::ZERO,
             last_progress: "nothing yet".into(),
         }
@@ -108,7 +112,7 @@ impl Common {
             bytes: round.bytes,
             duration_ms: duration.as_secs_f64() * 1e3,
             dirty_rate_pps: if seconds > 0.0 { dirty_pages as f64 / seconds } else { 0.0 },
-            throttle_percent: 0.0,
+            throttle_percent: self.throttle_percent(),
         });
         self.progress(format!("iteration {} with {} pages", round.n, round.pages));
     }
@@ -205,6 +209,7 @@ impl Common {
 
     /// Ends the migration before its commit while the guest runs here.
     pub(super) fn fail_running(&mut self, failure: Failure) -> State {
+        self.release_throttle();
         self.part(&failure);
         if std::mem::take(&mut self.tracking) {
             self.act(SourceAction::StopTracking);

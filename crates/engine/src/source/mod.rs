@@ -29,6 +29,7 @@ mod retry;
 mod settling;
 mod stop_and_copy;
 mod switchover;
+mod throttle;
 
 use std::time::Duration;
 
@@ -42,6 +43,7 @@ use crate::limits::Limits;
 use crate::policy::ConvergencePolicy;
 use crate::record::{MigrationRecord, MigrationState, Mode};
 use crate::round::{RoundKind, Take};
+use crate::throttle::{ThrottleCounts, ThrottleOrder};
 use common::Common;
 
 /// Pages in a batch: 1 MiB of payload, enough to make system calls cheap and few enough that a
@@ -102,6 +104,10 @@ pub enum SourceEvent {
         /// What the harvest took.
         took: Duration,
     },
+    /// Answer to [`SourceAction::ReadThrottle`].
+    Throttled(ThrottleCounts),
+    /// [`SourceAction::Throttle`] failed, for this reason: nothing is held back.
+    ThrottleFailed(String),
     /// Answer to [`SourceAction::Pause`].
     Paused,
     /// Answer to [`SourceAction::SaveState`].
@@ -125,7 +131,12 @@ pub enum SourceAction {
     StartTracking,
     /// Harvest dirty pages while the guest runs.
     Harvest,
-    /// Stop all vCPUs.
+    /// Hold vCPUs of the running guest back from now on, or none any more. Answered only by
+    /// [`SourceEvent::ThrottleFailed`].
+    Throttle(Option<ThrottleOrder>),
+    /// Say what throttling did so far.
+    ReadThrottle,
+    /// Stop all vCPUs. Nothing is held back any more once they have stopped.
     Pause,
     /// Harvest dirty pages of the paused guest, for the last time.
     FinalHarvest,
@@ -238,6 +249,11 @@ impl Source {
                 common.link.pong(now, *nonce);
                 return;
             }
+        }
+        match event {
+            SourceEvent::Throttled(counts) => return common.throttle_read(&counts),
+            SourceEvent::ThrottleFailed(reason) => return common.throttle_failed(reason),
+            _ => {}
         }
         self.state = match std::mem::replace(&mut self.state, State::Moving) {
             State::Negotiating(state) => state.on(common, event),

@@ -45,6 +45,8 @@ pub(super) struct Precopy {
     probe_at: Option<Duration>,
     /// Pages of a round that was cut short.
     leftover: Option<PageSet>,
+    /// Whether the link was lost since the last harvest.
+    interrupted: bool,
 }
 
 enum Doing {
@@ -70,6 +72,7 @@ impl Precopy {
             is_first_pass: true,
             probe_at: probe_at(common),
             leftover: None,
+            interrupted: false,
         }
     }
 
@@ -88,6 +91,7 @@ impl Precopy {
                 self.acked_at = common.now;
                 self.probe_at = None;
                 self.doing = Doing::Harvesting;
+                common.read_throttle();
                 common.act(SourceAction::Harvest);
                 State::Precopy(self)
             }
@@ -96,6 +100,7 @@ impl Precopy {
                 self.decide(common, dirty)
             }
             (SourceEvent::Paused, Doing::Pausing { residual, called_at }) => {
+                common.released();
                 StopAndCopy::begin(common, self.round.n + 1, residual, called_at, self.rate)
             }
             (SourceEvent::Tick, Doing::Sending) if self.is_overdue(common) => self.time_out(common),
@@ -197,6 +202,8 @@ impl Precopy {
             left.union(&leftover);
         }
         let pages = left.len();
+        self.interrupted = true;
+        common.resume_throttle();
         self.begin_round(common, left);
         Ok(pages)
     }
@@ -229,9 +236,10 @@ impl Precopy {
         let unsent = if self.is_first_pass { leftover.len() } else { 0 };
         let mut seen = self.observe(common, &dirty, dirtied, since);
         seen.progress.unsent_pages = unsent;
+        seen.progress.interrupted = std::mem::take(&mut self.interrupted);
         self.is_first_pass = unsent > 0;
         common.record.expected_downtime_us = Some(seen.expected_downtime().as_secs_f64() * 1e6);
-        let verdict = common.policy.decide(&common.config.limits, &seen);
+        let mut verdict = common.policy.decide(&common.config.limits, &seen);
         common.record.predicted.get_or_insert_default().decision = verdict.predicted;
         let step = match verdict.step {
             Step::SwitchToPostcopy if dirty.is_empty() => Step::Stop,
@@ -240,6 +248,7 @@ impl Precopy {
         match step {
             Step::Iterate => {
                 common.decide("iterate", verdict.reason);
+                common.throttle(&seen, verdict.slow_down);
                 self.iterate(common, dirty)
             }
             Step::Stop => {
@@ -249,11 +258,13 @@ impl Precopy {
             Step::SwitchToPostcopy if common.can_switch => match common.objection() {
                 None => {
                     common.decide("switch_to_postcopy", verdict.reason);
+                    common.release_throttle();
                     PostcopySetup::begin(common, self.round.n + 1, dirty)
                 }
                 Some(objection) => self.switch_later(common, dirty, objection),
             },
             Step::GiveUp | Step::SwitchToPostcopy => {
+                verdict.reason = common.in_spite_of_throttle(verdict.reason, &seen);
                 common.decide("give_up", verdict.reason.clone());
                 let failure = common.failure(FailureCode::NotConverged, verdict.reason);
                 common.fail_running(failure)
@@ -267,6 +278,7 @@ impl Precopy {
     }
 
     fn stop(mut self: Box<Self>, common: &mut Common, residual: PageSet) -> State {
+        // What rests is stopped already and must not write once more: pausing is what lets go of it.
         common.act(SourceAction::Pause);
         self.doing = Doing::Pausing { residual, called_at: common.now };
         State::Precopy(self)
@@ -305,6 +317,7 @@ impl Precopy {
             rate_known: self.rate_known,
             round_overhead: rtt + self.harvest,
             rtt,
+            interrupted: false,
         };
         Observation {
             round: self.round.n,

@@ -46,6 +46,7 @@ impl PrecopyPaused {
             let failure = common.failure(code, reason);
             return common.fail_running(failure);
         }
+        common.suspend_throttle();
         precopy.note_interrupted(common);
         let lost_ms = common.now_ms();
         record::note_loss(&mut common.record.reconnects, lost_ms, bounded_text(reason));

@@ -46,6 +46,10 @@ pub struct MigrateArgs {
     /// `auto` stays with pre-copy, whatever the guest writes: it never depends on both hosts.
     #[arg(long)]
     no_postcopy: bool,
+    /// Largest share of its time that a vCPU may be made to sleep while it writes more than the link carries, e.g. 80%;
+    /// 0% is never.
+    #[arg(long, value_name = "PERCENT", value_parser = units::percent)]
+    max_slowdown: Option<u8>,
     /// How long pre-copy may take, e.g. 60s.
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     timeout: Option<Duration>,
@@ -115,6 +119,7 @@ impl MigrateArgs {
             to: self.to.clone(),
             mode: self.mode.into(),
             allow_postcopy: self.no_postcopy.then_some(false),
+            max_slowdown_percent: self.max_slowdown,
             transport: self.transport,
             max_downtime_ms: self.max_downtime.map(|time| time.as_secs_f64() * 1e3),
             max_total_ms: self.max_total.map(|time| time.as_secs_f64() * 1e3),

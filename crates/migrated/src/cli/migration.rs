@@ -4,7 +4,7 @@ use migrated_api::{MigrationList, MigrationRecord, RecoverMigration};
 
 use super::cpu::report;
 use super::output::{Output, table};
-use super::{postcopy, predicted, progress};
+use super::{postcopy, predicted, progress, throttle};
 use crate::client::ApiClient;
 use crate::units::{show_bit_rate, show_bytes, show_us};
 
@@ -134,6 +134,7 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
     );
     rows.extend(postcopy::losses(&record.reconnects));
     rows.extend(postcopy::rows(record));
+    rows.extend(throttle::rows(record));
     rows.extend(predicted::rows(record));
     let mut row =
         |name: &str, value: Option<String>| rows.extend(value.map(|value| vec![name.to_owned(), value]));
@@ -164,6 +165,7 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
             show_bytes(i.bytes),
             show_us(i.duration_ms * 1e3),
             format!("{:.0} pages/s", i.dirty_rate_pps),
+            format!("{:.0} %", i.throttle_percent),
         ]
     });
     let decisions =
@@ -171,7 +173,7 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
     let tables = [
         Some(table(&[], rows)),
         report::of_record(record.error.as_ref()),
-        Some(table(&["iteration", "pages", "bytes", "time", "dirty rate"], iterations)),
+        Some(table(&["iteration", "pages", "bytes", "time", "dirty rate", "throttle"], iterations)),
         Some(table(&["at", "decision", "reason"], decisions)),
     ];
     tables.into_iter().flatten().collect::<Vec<_>>().join("\n\n")

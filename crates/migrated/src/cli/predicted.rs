@@ -13,8 +13,13 @@ pub fn rows(record: &MigrationRecord) -> Vec<Vec<String>> {
 }
 
 fn line(expected: &Prediction) -> String {
-    let Prediction { at_ms, confidence, precopy, hybrid, postcopy, .. } = expected;
-    let modes = [("pre-copy", precopy), ("hybrid", hybrid), ("post-copy", postcopy)];
+    let Prediction { at_ms, confidence, precopy, precopy_throttled, hybrid, postcopy, .. } = expected;
+    let modes = [
+        ("pre-copy", precopy),
+        ("throttled", precopy_throttled),
+        ("hybrid", hybrid),
+        ("post-copy", postcopy),
+    ];
     let modes = modes.into_iter().filter(|(_, mode)| mode.possible);
     let modes: Vec<_> = modes.map(|(name, mode)| format!("{name} {}", cost(mode))).collect();
     let at = show_us(at_ms * 1e3);

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use indicatif::{ProgressBar, ProgressStyle};
 use migrated_api::{MigrationRecord, MigrationState};
 
-use super::postcopy;
+use super::{postcopy, throttle};
 use crate::client::ApiClient;
 use crate::daemon::pages_follow;
 use crate::units::{show_bit_rate, show_us};
@@ -49,11 +49,12 @@ pub fn paint(bar: &ProgressBar, record: &MigrationRecord) {
     bar.set_position(sent);
     let expected = record.expected_downtime_us.map(|us| format!(", expected downtime {}", show_us(us)));
     bar.set_message(format!(
-        "iteration {}, {} pages left, {}, {:.0} dirty pages/s{}",
+        "iteration {}, {} pages left, {}, {:.0} dirty pages/s{}{}",
         current.map_or(1, |iteration| iteration.n),
         record.remaining_pages,
         show_bit_rate(record.throughput_bps),
         current.map_or(0.0, |iteration| iteration.dirty_rate_pps),
+        throttle::progress(record).unwrap_or_default(),
         expected.unwrap_or_default()
     ));
 }

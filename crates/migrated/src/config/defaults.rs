@@ -63,6 +63,7 @@ impl Default for MigrationDefaults {
             max_iterations: 30,
             allow_postcopy: true,
             reconnect_window_ms: migrated_engine::RECONNECT_WINDOW.as_millis() as u64,
+            max_slowdown_percent: 0,
             bandwidth_bps: None,
             channels: None,
             verify: Verify::Off,

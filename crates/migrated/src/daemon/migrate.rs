@@ -259,6 +259,7 @@ pub(super) fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> 
     let max_total_ms = request.max_total_ms.or(defaults.max_total_ms);
     let timeout_s = request.timeout_s.unwrap_or(defaults.timeout_s);
     let bandwidth_bps = request.bandwidth_bps.or(defaults.bandwidth_bps);
+    let max_slowdown_percent = request.max_slowdown_percent.unwrap_or(defaults.max_slowdown_percent);
     let max_iterations = request.max_iterations.unwrap_or(defaults.max_iterations);
     // A day: longer is a slip of the unit.
     let sane = |value: f64, max: f64| value.is_finite() && value > 0.0 && value <= max;
@@ -278,6 +279,12 @@ pub(super) fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> 
         format!("timeout_s is {timeout_s}; it must be above 0, and a day at most"),
     );
     fault(bandwidth_bps == Some(0), "bandwidth_bps is 0; leave it out for no limit".into());
+    fault(
+        max_slowdown_percent > 99,
+        format!(
+            "max_slowdown_percent is {max_slowdown_percent}; it must be 0 to 99: a vCPU that stands still looks dead"
+        ),
+    );
     fault(max_iterations == 0, "max_iterations is 0; it must be at least 1".into());
     fault(
         request.channels.is_some_and(|n| !(1..=MAX_CHANNELS).contains(&n)),
@@ -307,6 +314,7 @@ pub(super) fn limits(request: &StartMigration, defaults: &MigrationDefaults) -> 
         max_iterations,
         allow_postcopy: request.allow_postcopy.unwrap_or(defaults.allow_postcopy),
         reconnect_window_ms,
+        max_slowdown_percent,
         prefetch_pages: None,
     })
 }

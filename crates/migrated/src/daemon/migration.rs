@@ -81,6 +81,13 @@ impl Migration {
         self.record.borrow().role
     }
 
+    /// Share of its time that the most throttled vCPU is made to sleep now, in percent.
+    pub fn throttle_percent(&self) -> f64 {
+        let record = self.record.borrow();
+        let over = record.state.is_some_and(MigrationState::is_final);
+        record.throttle.as_ref().filter(|_| !over).map_or(0.0, |throttled| throttled.percent)
+    }
+
     /// Replaces the record. A final one never changes.
     pub fn update(&self, record: MigrationRecord) -> Change {
         let mut change = Change::Ignored;

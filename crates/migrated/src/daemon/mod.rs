@@ -176,13 +176,14 @@ impl Daemon {
         });
         let blocked = futures_util::future::join_all(asked).await.into_iter().flatten().sum();
         let states: Vec<_> = vms.iter().map(|vm| vm.state().0).collect();
-        let active: Vec<_> = self
-            .migrations()
+        let migrations = self.migrations();
+        let throttle = migrations.iter().map(|migration| migration.throttle_percent()).fold(0.0, f64::max);
+        let active: Vec<_> = migrations
             .iter()
             .map(|migration| (migration.role(), migration.state()))
             .filter(|(_, state)| !state.is_final())
             .collect();
-        self.metrics.render(&states, blocked, &active, self.cpu.features_lost())
+        self.metrics.render(&states, blocked, &active, throttle, self.cpu.features_lost())
     }
 
     /// Enters a VM, unless its name or id is taken or there is no room for it. A VM that went away takes

@@ -8,7 +8,8 @@ use migrated_api::{
 use super::{
     BYTES, DIRTY_RATE, DOWNTIME_SECONDS, ITERATIONS, MIGRATION_SECONDS, MIGRATIONS, POSTCOPY_BLOCKED_SECONDS,
     POSTCOPY_FAULT_PART_SECONDS, POSTCOPY_FAULT_SECONDS, POSTCOPY_FAULTS, POSTCOPY_LINK_LOSSES,
-    POSTCOPY_PAGES, POSTCOPY_SECONDS, PRECOPY_LINK_LOSSES, SETUP_SECONDS, THROUGHPUT, WIRE_RATIO, role,
+    POSTCOPY_PAGES, POSTCOPY_SECONDS, PRECOPY_LINK_LOSSES, SETUP_SECONDS, THROTTLED_SECONDS, THROUGHPUT,
+    WIRE_RATIO, role,
 };
 
 /// Counts it, with the recorder that is set.
@@ -29,6 +30,9 @@ pub fn count(record: &MigrationRecord) {
     counter!(BYTES, "class" => "data").increment(data);
     counter!(BYTES, "class" => "zero").increment(zero);
     counter!(BYTES, "class" => "state").increment(record.wire_bytes.sent.saturating_sub(data));
+    if let Some(throttled) = &record.throttle {
+        histogram!(THROTTLED_SECONDS, "mode" => mode).record(throttled.lost_ms / 1e3);
+    }
     for iteration in &record.iterations {
         histogram!(DIRTY_RATE).record(iteration.dirty_rate_pps);
     }

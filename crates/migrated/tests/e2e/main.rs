@@ -22,3 +22,4 @@ mod plan;
 mod postcopy;
 mod reconnects;
 mod refused;
+mod throttle;

@@ -6,6 +6,8 @@ use migrated_guest::{Guest, GuestError, PausedGuest, Refused, StateSection};
 use migrated_pages::PageSet;
 use migrated_wire::{Section, SectionName};
 
+use super::throttle;
+
 /// The guest in the one form it has now.
 pub(super) enum Held<G: Guest> {
     Running(G),
@@ -45,6 +47,14 @@ impl<G: Guest> Holder<G> {
                     tracing::warn!("dirty tracking stays on and slows the guest: {error}");
                 }
                 (Held::Running(guest), None)
+            }
+            (SourceAction::Throttle(order), Held::Running(mut guest)) => {
+                let answer = throttle::set(&mut guest, *order);
+                (Held::Running(guest), answer)
+            }
+            (SourceAction::ReadThrottle, Held::Running(guest)) => {
+                let answer = throttle::read(&guest);
+                (Held::Running(guest), answer)
             }
             (SourceAction::Harvest, Held::Running(mut guest)) => {
                 let empty = PageSet::empty(guest.ram().layout());

@@ -4,6 +4,7 @@ mod addresses;
 mod guest;
 mod link;
 mod pages;
+mod throttle;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};

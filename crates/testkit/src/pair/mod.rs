@@ -10,6 +10,7 @@ mod leading;
 mod link;
 mod scenario;
 mod sides;
+mod throttle;
 
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use following::Following;
 use leading::Leading;
 use link::{End, Happening, Link};
 pub use scenario::{Fault, GuestOperation, Scenario};
+use throttle::Throttle;
 
 /// A simulated pair of hosts in a migration.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ pub struct Pair {
     /// The guest's copy at the source; `None` once it was retired.
     source_guest: Option<FakeGuest>,
     destination_guest: FakeGuest,
+    throttle: Throttle,
     /// The source's guest as it was when it was last paused.
     paused: Option<FakeGuest>,
     destination_alive: bool,
@@ -141,6 +144,7 @@ impl Pair {
             destination: Destination::new(destination, MigrationRecord::default(), Duration::ZERO),
             destination_guest: FakeGuest::empty(guest.layout().clone()),
             source_guest: Some(guest),
+            throttle: Throttle::default(),
             paused: None,
             destination_alive: true,
             committed: None,
@@ -234,6 +238,9 @@ impl Pair {
         if self.resumed_at_source && self.ever_ran_at_destination {
             return Err("the source resumed a guest that ran at the destination".into());
         }
+        if self.throttle.is_on() && self.source.state() != MigrationState::Precopy {
+            return Err(format!("the guest is throttled in {}", self.source.state()));
+        }
         if at_source && self.committed.is_some() && self.ever_ran_at_destination {
             return Err("the source runs a committed guest".into());
         }
@@ -288,7 +295,8 @@ impl Pair {
 
     /// The copy that runs writes some pages; a copy that does not run writes none.
     fn guest_writes_now(&mut self) {
-        for _ in 0..self.scenario.writes_per_tick {
+        let writes = self.throttle.allow(self.link.now, self.scenario.writes_per_tick);
+        for _ in 0..writes {
             let block = BlockId(self.rng.below(2) as u16);
             let page = self.rng.below(self.destination_guest.layout().blocks()[block.index()].pages);
             match &mut self.source_guest {

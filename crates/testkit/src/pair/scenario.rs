@@ -34,6 +34,8 @@ pub struct Scenario {
 pub enum GuestOperation {
     /// Dirty tracking can't be turned on.
     StartTracking,
+    /// It can't be throttled.
+    Throttle,
     /// A harvest of the running guest fails.
     Harvest,
     /// The vCPUs don't stop.

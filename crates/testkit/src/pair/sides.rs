@@ -80,6 +80,7 @@ impl Pair {
                 guest.set_running(false);
                 let copy = guest.clone();
                 self.paused = Some(copy);
+                self.throttle.set(None);
                 return Ok(Some(SourceEvent::Paused));
             }
             SourceAction::SaveState => {
@@ -97,6 +98,14 @@ impl Pair {
                 self.resumed_at_source = true;
                 return Ok(Some(SourceEvent::Resumed));
             }
+            SourceAction::Throttle(order) => {
+                if order.is_some() && self.fails(GuestOperation::Throttle) {
+                    self.throttle.set(None);
+                    return Ok(Some(SourceEvent::ThrottleFailed("throttle".into())));
+                }
+                self.throttle.set(order);
+            }
+            SourceAction::ReadThrottle => return Ok(Some(SourceEvent::Throttled(self.throttle.counts()))),
             SourceAction::StopTracking => self.source_guest()?.track(false),
             SourceAction::Retire => {
                 if !self.absent().is_empty() {

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
+use migrated_kernel::ThreadClock;
 use parking_lot::Mutex;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -48,6 +49,11 @@ impl Kicker {
     /// Names the thread that runs the vCPU.
     pub(crate) fn attach(&self, thread: JoinHandle<()>) {
         *self.thread.lock() = Some(thread);
+    }
+
+    /// The CPU time of the thread that runs the vCPU, if that exists.
+    pub(crate) fn clock(&self) -> Option<ThreadClock> {
+        self.thread.lock().as_ref().and_then(|thread| ThreadClock::of(thread).ok())
     }
 
     /// Makes KVM_RUN return, whether the thread is in it or about to enter.

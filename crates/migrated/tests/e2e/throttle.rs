@@ -1,0 +1,119 @@
+//! Guests that write faster than the link, slowed until they fit.
+
+use migrated_api::{MigrationRecord, MigrationState, Verify, WriteAttribution};
+use migrated_testkit::{require, wait_until};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::guest::{Workload, assert_healthy, assert_runs_only};
+use crate::host::{Host, PATIENCE};
+use crate::lab::Lab;
+use crate::netns::signal;
+use crate::record::assert_complete;
+
+/// Two vCPUs: the first writes its 32 MiB as fast as it can, the second reads as many.
+const GUEST: Workload<'_> = Workload {
+    name: "g",
+    vcpus: 2,
+    memory_mib: 96,
+    parameters: "hot=64M rate=max readers=1 pattern=random content=random fill=8M",
+};
+/// Bits a second of the link: 12,000 pages, which the writer writes in some 50 ms.
+const LINK_BPS: u64 = 400_000_000;
+
+#[test]
+fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
+    require!(Kvm, Netns);
+    let lab = Lab::new();
+    GUEST.create(&lab.a);
+    for host in [&lab.a, &lab.b] {
+        host.netns.shape(LINK_BPS);
+    }
+    let args =
+        ["migrate", "g", "--to", "b", "--mode", "precopy", "--verify", "after", "--max-downtime", "100ms"];
+    let watched = lab.a.run(&[&args[..], &["--watch"]].concat());
+    assert!(!watched.status.success(), "without a slowdown it does not converge");
+    lab.await_tidy();
+    let record = lab.a.cli(&[&args[..], &["--max-slowdown", "99%", "--watch"]].concat());
+    let record: MigrationRecord = serde_json::from_value(record).unwrap();
+    assert_complete(&record, Verify::After);
+    assert_runs_only("g", &lab.b, &lab.a);
+    assert_healthy(&lab.b, "g");
+
+    let throttled = record.throttle.as_ref().unwrap();
+    assert!(throttled.released_ms.is_some() && throttled.percent == 0.0, "{throttled:?}");
+    assert!(throttled.max_percent > 0.0 && throttled.max_percent <= 100.0, "{throttled:?}");
+    let [writer, reader] = [throttled.vcpus[0], throttled.vcpus[1]];
+    assert!(writer.slept_ms > 0.0, "{throttled:?}");
+    if throttled.attribution == WriteAttribution::FaultCounters {
+        assert!(reader.slept_ms == 0.0 && reader.pages < writer.pages / 10, "{throttled:?}");
+    }
+    assert!(record.decisions.iter().any(|d| d.decision == "throttle"), "{:#?}", record.decisions);
+    assert!(record.iterations.iter().any(|round| round.throttle_percent > 0.0), "{:#?}", record.iterations);
+    let metrics = lab.a.api.get("/metrics");
+    let text = std::str::from_utf8(&metrics.body).unwrap();
+    for counted in
+        ["migrated_throttled_vcpu_seconds_count{mode=\"precopy\"} 1\n", "migrated_throttle_ratio 0\n"]
+    {
+        assert!(text.contains(counted), "{counted} is not in {text}");
+    }
+    let shown = lab.a.run(&["migration", "show", &record.id]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("pages/s from") && shown.contains("vCPU 1 0 µs"), "{shown}");
+}
+
+/// Begins to move the guest over a link that takes long, and waits until it is throttled.
+fn begin_throttled(host: &Host) -> MigrationRecord {
+    let request = json!({
+        "to": "b", "mode": "precopy", "bandwidth_bps": LINK_BPS, "max_downtime_ms": 10, "max_slowdown_percent": 99,
+        "reconnect_window_ms": 3000
+    });
+    let record = host.migrate("g", &request);
+    wait_until("the throttle", PATIENCE, || {
+        let record = host.migration(&record.id);
+        assert!(!record.state.is_some_and(MigrationState::is_final), "{record:#?}");
+        record.throttle.is_some_and(|throttled| throttled.percent > 0.0)
+    });
+    record
+}
+
+/// At the throttle's pace this would take ten times as long as anybody waits.
+fn await_many_writes(host: &Host) {
+    let written = || assert_healthy(host, "g").writes;
+    let before = written();
+    wait_until("the guest to write at full speed", PATIENCE, || written() > before + 1_000_000);
+}
+
+#[test]
+fn a_throttled_guest_is_let_go_when_its_migration_is_cancelled_or_fails() {
+    require!(Kvm, Netns);
+    let lab = Lab::new();
+    GUEST.create(&lab.a);
+    for (how, state) in [("cancelled", MigrationState::Cancelled), ("peer killed", MigrationState::Failed)] {
+        let record = begin_throttled(&lab.a);
+        match state {
+            MigrationState::Cancelled => _ = lab.a.cli(&["migration", "cancel", &record.id]),
+            _ => signal(lab.b.vm_processes()[0], Signal::KILL),
+        }
+        let record = lab.a.await_end(&record.id);
+        assert_eq!(record.state, Some(state), "{how}: {record:#?}");
+        assert!(record.throttle.is_some_and(|throttled| throttled.released_ms.is_some()), "{how}");
+        await_many_writes(&lab.a);
+        lab.await_tidy();
+    }
+}
+
+#[test]
+fn a_throttled_guest_arrives_though_its_daemon_was_killed_meanwhile() {
+    require!(Kvm, Netns);
+    let mut lab = Lab::new();
+    GUEST.create(&lab.a);
+    let record = begin_throttled(&lab.a);
+    lab.a.kill_daemon();
+    lab.a.start_daemon();
+    let record = lab.a.await_end(&record.id);
+    assert_eq!((record.state, &record.error), (Some(MigrationState::Completed), &None), "{record:#?}");
+    assert!(record.throttle.is_some_and(|throttled| throttled.released_ms.is_some()));
+    assert_runs_only("g", &lab.b, &lab.a);
+    await_many_writes(&lab.b);
+}
