@@ -75,7 +75,11 @@ pub fn run(args: &FaultsArgs) -> Result<bool> {
             problems.extend(made.problems);
             let Some(arrival) = made.arrival.filter(|_| problems.is_empty()) else { break 'runs };
             let run = Run { variant: variant.clone(), run, arrival };
-            say(&format!("run {} {variant}: median wait {:?} µs", run.run, run.quantile_us(0.5)));
+            say(&format!(
+                "run {} {variant}: median wait at most {:.0} µs",
+                run.run,
+                run.quantile_us(0.5).unwrap_or(f64::NAN)
+            ));
             report.line(&run)?;
             runs.push(run);
         }

@@ -80,8 +80,10 @@ pub fn run(args: &ThrottleArgs) -> Result<bool> {
         problems.extend(made.problems);
         let run = Run { run, seen: made.seen, reader_kept_percent, writer_kept_percent, record: made.record };
         say(&format!(
-            "run {}: total {:.3} s, reader keeps {:?} %",
-            run.run, run.seen.total_s, reader_kept_percent
+            "run {}: total {:.3} s, reader keeps {:.1} %",
+            run.run,
+            run.seen.total_s,
+            reader_kept_percent.unwrap_or(f64::NAN)
         ));
         report.line(&run)?;
         variants[0].1.push(run);

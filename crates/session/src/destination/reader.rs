@@ -38,6 +38,15 @@ fn read(receiver: &mut dyn ControlReceiver, shared: &Shared, events: &LinkEvents
         };
         shared.traffic.add_received(odometer.advance(receiver.bytes_received()));
         match message {
+            // Dropping what is stale of a large guest keeps the session's thread busy for longer than a dead peer is
+            // silent.
+            Ok(ToDestination::Ping { nonce }) => {
+                let pong = events.engine(shared).map(|mut engine| engine.ping(shared.clock.now(), nonce));
+                match pong {
+                    Ok(pong) => shared.link.send(&pong, &shared.traffic),
+                    Err(fault) => return fault,
+                }
+            }
             Ok(message) => {
                 if !events.send(DestinationEvent::Message(message)) {
                     return ChannelFault::Lost("the session is over".into());
