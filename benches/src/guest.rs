@@ -21,6 +21,9 @@ pub struct Guest {
     pub vcpus: u32,
     /// Parameters of the workload: see `migrated workload build --help`.
     pub workload: String,
+    /// Whether its RAM is touched before it runs, and before it comes to a host, so that no first touch is measured
+    /// while pages flow.
+    pub prefault: bool,
 }
 
 impl Guest {
@@ -29,10 +32,10 @@ impl Guest {
     #[must_use]
     pub fn writing(memory_mib: u64, hot_mib: u64, pattern: &str, rate: &str) -> Self {
         let workload = format!("hot={hot_mib}M rate={rate} pattern={pattern} content=random");
-        Self { memory_mib, vcpus: 1, workload }
+        Self { memory_mib, vcpus: 1, workload, prefault: true }
     }
 
-    /// The guest's specification. Its RAM is touched before it runs, so that no first touch is measured.
+    /// The guest's specification.
     #[must_use]
     pub fn spec(&self) -> VmSpec {
         VmSpec {
@@ -41,7 +44,7 @@ impl Guest {
             vcpus: self.vcpus,
             boot: BootSource::Workload { cmdline: self.workload.clone() },
             backing: Default::default(),
-            prefault: true,
+            prefault: self.prefault,
             cpu_baseline: Default::default(),
         }
     }
