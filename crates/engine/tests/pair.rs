@@ -115,14 +115,14 @@ fn following() -> impl Strategy<Value = Scenario> {
 fn leading() -> impl Strategy<Value = Scenario> {
     let fault = prop_oneof![
         8 => (1u64..40).prop_map(Fault::CutAtPages),
-        1 => (1u64..200).prop_map(Fault::CutAtMessage),
+        4 => (1u64..200).prop_map(Fault::CutAtMessage),
         1 => (1_000u64..200_000).prop_map(|us| Fault::CutAt(Duration::from_micros(us))),
     ];
     let faults = prop::collection::vec(fault, 1..6);
     let verify = prop_oneof![Just(VerifyWhen::Off), Just(VerifyWhen::Before), Just(VerifyWhen::After)];
-    let mode = prop_oneof![3 => Just(Mode::Precopy), 1 => Just(Mode::Auto)];
+    let modes = prop_oneof![Just(Mode::Precopy), Just(Mode::Auto), Just(Mode::Hybrid), Just(Mode::Postcopy)];
     let guest = (any::<u64>(), 200u64..3000, 1u16..5, 0u64..4, 100_000_000u64..2_000_000_000);
-    (guest, mode, verify, faults).prop_map(
+    (guest, modes, verify, faults).prop_map(
         |((seed, pages, channels, writes_per_tick, bandwidth), mode, verify, faults)| Scenario {
             seed,
             mode,
@@ -130,7 +130,7 @@ fn leading() -> impl Strategy<Value = Scenario> {
             pages,
             channels,
             writes_per_tick,
-            verify,
+            verify: verify_in(mode, verify),
             limits: Limits {
                 bandwidth_bps: Some(bandwidth),
                 timeout: Duration::from_secs(600),
@@ -148,7 +148,6 @@ fn leading() -> impl Strategy<Value = Scenario> {
 fn was_paused(ending: &Ending) -> bool {
     ending.record.error.as_ref().and_then(|error| error.phase) == Some(MigrationState::StopAndCopy)
         || ending.record.decisions.iter().any(|decision| decision.decision == "ask_destination")
-        || ending.record.error.as_ref().and_then(|error| error.phase) == Some(MigrationState::PostcopySetup)
 }
 
 /// What must hold of every ending, whatever went wrong.

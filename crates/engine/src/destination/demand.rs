@@ -66,6 +66,11 @@ impl Demand {
             .is_some_and(|next| next.block == run.block && next.first < run.first + run.count)
     }
 
+    /// Pages that are neither here nor being placed.
+    pub(super) const fn open(&self) -> &PageSet {
+        &self.open
+    }
+
     pub(super) const fn iteration(&self) -> u32 {
         self.iteration
     }

@@ -31,8 +31,8 @@ pub(super) enum Link {
 }
 
 impl Receiving {
-    /// The link is gone. As long as all pages come before the guest, and none of its state has come, what is here
-    /// is kept for the source's return; then it knows that its guest is not paused. Else the attempt is over.
+    /// The link is gone. As long as none of the guest's state has come, what is here is kept for the source's
+    /// return, whose guest is then not known to be paused. Else the attempt is over.
     pub(super) fn lose_link(self: Box<Self>, common: &mut Common, code: FailureCode, reason: &str) -> State {
         match self.wait_for_source(common, code, reason) {
             Ok(waiting) => {
@@ -49,7 +49,7 @@ impl Receiving {
         code: FailureCode,
         reason: &str,
     ) -> Result<Box<Self>, State> {
-        if common.reconnect_window.is_zero() || !self.is_in_precopy() {
+        if common.reconnect_window.is_zero() || !self.is_before_state() {
             let failure = common.failure(code, reason);
             return Err(common.fail(failure));
         }
@@ -103,7 +103,7 @@ impl Receiving {
             // Whatever a link that is lost has still brought.
             (_, Link::Lost { .. }) => State::Receiving(self),
             (DestinationEvent::Message(ToDestination::Recover { epoch, iteration }), Link::New { until })
-                if epoch == common.config.epoch && self.may_follow(iteration) =>
+                if epoch == common.config.epoch && self.may_come_next(common, iteration) =>
             {
                 self.link = Link::Asked { until, iteration };
                 self.settle(common)

@@ -34,6 +34,8 @@ enum Pages {
         /// Pages named as missing since the last [`DestinationAction::Arm`], and before it.
         named: PageSet,
         armed: u64,
+        /// Whether the source names all of them again, because it lost its link.
+        again: bool,
     },
 }
 
@@ -117,9 +119,9 @@ impl Receiving {
         self.placing > 0
     }
 
-    /// Whether the source's guest runs, as far as is known here, and all of its pages are to come before it.
-    pub(super) fn is_in_precopy(&self) -> bool {
-        matches!(self.pages, Pages::Before(_)) && self.sections.is_empty() && self.finish.is_none()
+    /// Whether the source's guest runs, as far as is known here.
+    pub(super) fn is_before_state(&self) -> bool {
+        self.sections.is_empty() && self.finish.is_none()
     }
 
     /// Whether no page has come.
@@ -128,21 +130,27 @@ impl Receiving {
     }
 
     /// Whether an iteration may be the next one on a new link: the one that is due, or the one after that, when
-    /// the one that is due was interrupted.
-    pub(super) fn may_follow(&self, iteration: u32) -> bool {
+    /// the one that is due was interrupted. The first is due only when all pages follow the guest.
+    pub(super) fn may_come_next(&self, common: &Common, iteration: u32) -> bool {
         let due = self.lanes.iteration();
-        iteration > 1 && (iteration == due || Some(iteration) == due.checked_add(1))
+        let is_due = iteration == due && (iteration > 1 || common.may_follow);
+        let was_interrupted = matches!(self.pages, Pages::Before(_));
+        is_due || (was_interrupted && Some(iteration) == due.checked_add(1))
     }
 
-    /// What was placed in that iteration.
+    /// What was placed in that iteration, if it was interrupted: none was once pages are named as missing.
     pub(super) fn placed_in(&self, iteration: u32) -> Option<&PageSet> {
-        self.this_round.of(iteration)
+        matches!(self.pages, Pages::Before(_)).then(|| self.this_round.of(iteration)).flatten()
     }
 
     /// There is a link whose frames are counted anew.
     pub(super) fn start_over(&mut self, lanes: Lanes) {
         self.lanes = lanes;
         self.link = Link::Up;
+        if let Pages::Follow { named, again, .. } = &mut self.pages {
+            named.clear();
+            *again = true;
+        }
     }
 
     /// When the source counts as dead, or will not be waited for any longer.
@@ -228,11 +236,13 @@ impl Receiving {
             }
             let received = std::mem::replace(received, ReceivedMap::new(layout));
             let demand = Box::new(Demand::new(self.lanes.completed() + 1, received, layout));
-            self.pages = Pages::Follow { demand, named: PageSet::empty(layout), armed: 0 };
+            self.pages = Pages::Follow { demand, named: PageSet::empty(layout), armed: 0, again: false };
         }
-        let Pages::Follow { demand, named, .. } = &mut self.pages else { return Ok(()) };
+        let Pages::Follow { demand, named, again, .. } = &mut self.pages else { return Ok(()) };
         piece.add_to(named, layout).map_err(|error| error.to_string())?;
-        if named.runs().any(|run| demand.misses_any(run)) {
+        if *again {
+            demand.open().runs().for_each(|run| _ = named.remove(run));
+        } else if named.runs().any(|run| demand.misses_any(run)) {
             return Err("pages were named as missing again".into());
         }
         Ok(())
@@ -240,7 +250,11 @@ impl Receiving {
 
     fn arm(mut self: Box<Self>, common: &mut Common, pages: u64) -> State {
         let problem = match &mut self.pages {
-            Pages::Follow { demand, named, armed } if *armed + named.len() == pages && pages > *armed => {
+            Pages::Follow { named, armed, again: true, .. } if named.is_empty() && pages == *armed => {
+                common.send(ToSource::Armed { pages });
+                return State::Receiving(self);
+            }
+            Pages::Follow { demand, named, armed, .. } if *armed + named.len() == pages && pages > *armed => {
                 let empty = PageSet::empty(&common.config.identity.layout);
                 let named = std::mem::replace(named, empty);
                 demand.miss(&named);

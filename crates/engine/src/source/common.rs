@@ -131,6 +131,14 @@ impl Common {
         record::note_loss(&mut self.counts().recoveries, lost_ms, bounded_text(reason));
     }
 
+    /// Notes that a link that was lost before the guest stopped is back.
+    pub(super) fn note_reconnect(&mut self, left: u64, what: &str) {
+        let now_ms = self.now_ms();
+        record::note_recovery(&mut self.record.reconnects, now_ms, left);
+        self.record.error = None;
+        self.decide("reconnected", what);
+    }
+
     pub(super) fn note_recovery(&mut self, missing_pages: u64) {
         let now_ms = self.now_ms();
         self.record.error = None;

@@ -11,6 +11,7 @@ mod common;
 mod drain;
 mod ended;
 mod indeterminate;
+mod interrupted;
 mod negotiating;
 mod pacing;
 mod path;

@@ -4,6 +4,8 @@ use migrated_pages::PageSet;
 use migrated_wire::ToSource;
 
 use super::common::Common;
+use super::interrupted::Interrupted;
+use super::precopy_paused::PrecopyPaused;
 use super::stop_and_copy::StopAndCopy;
 use super::{FailureCode, SourceAction, SourceEvent, State};
 use crate::limits::RESTORE_TIMEOUT;
@@ -15,41 +17,91 @@ use crate::record::MigrationState;
 pub(super) struct PostcopySetup {
     /// The iteration of the frames that will follow the guest.
     iteration: u32,
-    /// Announced as missing.
+    /// To be announced as missing.
     missing: PageSet,
+    doing: Doing,
     deadline: Duration,
-    /// Once armed: when pausing began.
-    called_at: Option<Duration>,
+}
+
+#[derive(Clone, Copy)]
+enum Doing {
+    /// After a lost link: what the guest has written meanwhile is missing as well.
+    Harvesting,
+    /// Missing pages were named, and the destination drops them.
+    Arming,
+    /// It has; pausing began at this moment.
+    Pausing { called_at: Duration },
 }
 
 impl PostcopySetup {
     pub(super) fn begin(common: &mut Common, iteration: u32, missing: PageSet) -> State {
         common.enter(MigrationState::PostcopySetup);
-        common.progress(format!("{} pages announced as missing", missing.len()));
-        common.announce(&missing, missing.len());
         let deadline = common.now + RESTORE_TIMEOUT;
-        State::PostcopySetup(Box::new(Self { iteration, missing, deadline, called_at: None }))
+        Box::new(Self { iteration, missing, doing: Doing::Arming, deadline }).announce(common)
+    }
+
+    /// Begins again on a new link.
+    pub(super) fn begin_again(self: Box<Self>, common: &mut Common) -> State {
+        common.enter(MigrationState::PostcopySetup);
+        if !common.tracking {
+            return self.announce(common);
+        }
+        common.act(SourceAction::Harvest);
+        State::PostcopySetup(Box::new(Self { doing: Doing::Harvesting, ..*self }))
+    }
+
+    fn announce(mut self: Box<Self>, common: &mut Common) -> State {
+        let pages = self.missing.len();
+        common.progress(format!("{pages} pages announced as missing"));
+        common.announce(&self.missing, pages);
+        self.doing = Doing::Arming;
+        self.deadline = common.now + RESTORE_TIMEOUT;
+        State::PostcopySetup(self)
     }
 
     pub(super) const fn deadline(&self) -> Duration {
         self.deadline
     }
 
+    pub(super) const fn iteration(&self) -> u32 {
+        self.iteration
+    }
+
+    /// How many pages the destination will lack, as far as is known.
+    pub(super) fn missing(&self) -> u64 {
+        self.missing.len()
+    }
+
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: SourceEvent) -> State {
-        match (event, self.called_at) {
-            (SourceEvent::Message(ToSource::Armed { pages }), None) if pages == self.missing.len() => {
-                self.called_at = Some(common.now);
+        match (event, self.doing) {
+            (SourceEvent::Harvested { dirty, .. }, Doing::Harvesting) => {
+                self.missing.union(&dirty);
+                self.announce(common)
+            }
+            (SourceEvent::Message(ToSource::Armed { pages }), Doing::Arming)
+                if pages == self.missing.len() =>
+            {
+                self.doing = Doing::Pausing { called_at: common.now };
                 common.act(SourceAction::Pause);
                 State::PostcopySetup(self)
             }
-            (SourceEvent::Paused, Some(called_at)) => {
+            (SourceEvent::Paused, Doing::Pausing { called_at }) => {
                 StopAndCopy::begin_postcopy(common, self.iteration, self.missing, called_at)
             }
-            (SourceEvent::Tick, None) if common.now >= self.deadline => {
+            (SourceEvent::Tick, Doing::Arming) if common.now >= self.deadline => {
                 let text = "the destination did not get ready for post-copy in time";
                 let failure = common.failure(FailureCode::PhaseTimeout, text);
                 common.fail_running(failure)
             }
+            (SourceEvent::LinkLost(reason), Doing::Arming) => {
+                PrecopyPaused::begin(common, Interrupted::Setup(self), FailureCode::LinkLost, &reason)
+            }
+            (SourceEvent::Tick, Doing::Arming) => match common.watch() {
+                Some(silence) => {
+                    PrecopyPaused::begin(common, Interrupted::Setup(self), FailureCode::PeerDead, &silence)
+                }
+                None => State::PostcopySetup(self),
+            },
             (event, _) => match common.common_failure(&event) {
                 Some(failure) => common.fail_running(failure),
                 None => State::PostcopySetup(self),

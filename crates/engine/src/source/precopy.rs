@@ -4,6 +4,7 @@ use migrated_pages::PageSet;
 use migrated_wire::ToSource;
 
 use super::common::Common;
+use super::interrupted::Interrupted;
 use super::postcopy_setup::PostcopySetup;
 use super::precopy_paused::PrecopyPaused;
 use super::stop_and_copy::StopAndCopy;
@@ -109,7 +110,7 @@ impl Precopy {
             }
             (SourceEvent::Tick, Doing::Sending) => self.watch(common),
             (SourceEvent::LinkLost(reason), Doing::Sending) => {
-                PrecopyPaused::begin(common, self, FailureCode::LinkLost, &reason)
+                PrecopyPaused::begin(common, Interrupted::Round(self), FailureCode::LinkLost, &reason)
             }
             (event, doing) => match common.common_failure(&event) {
                 Some(failure) => common.fail_running(failure),
@@ -168,7 +169,9 @@ impl Precopy {
 
     fn watch(self: Box<Self>, common: &mut Common) -> State {
         match common.watch() {
-            Some(silence) => PrecopyPaused::begin(common, self, FailureCode::PeerDead, &silence),
+            Some(silence) => {
+                PrecopyPaused::begin(common, Interrupted::Round(self), FailureCode::PeerDead, &silence)
+            }
             None => State::Precopy(self),
         }
     }

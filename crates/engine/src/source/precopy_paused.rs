@@ -14,21 +14,25 @@
 //! the end of that round, as always: bits that were harvested and whose pages are not known to be there are in
 //! exactly one place, the round's set of pages, until the destination has them (law 2). Rounds before the
 //! interrupted one need no question: each was acknowledged by counts on all channels before the next began.
+//!
+//! A link that is lost while the destination is told what it will lack costs a harvest: the guest went on writing,
+//! so more is missing by then. All of it is named again, and what the destination has dropped already it only
+//! counts.
 
 use std::time::Duration;
 
 use migrated_wire::{ToSource, bounded_text};
 
 use super::common::Common;
-use super::precopy::Precopy;
+use super::interrupted::Interrupted;
 use super::precopy_recovering::PrecopyRecovering;
 use super::retry::Retry;
 use super::{FailureCode, SourceEvent, State};
 use crate::record::{self, MigrationState};
 
-/// The link was lost in pre-copy, and channels are opened again until the window is over.
+/// The link was lost while the guest runs here, and channels are opened again until the window is over.
 pub(super) struct PrecopyPaused {
-    precopy: Box<Precopy>,
+    interrupted: Interrupted,
     retry: Retry,
     until: Duration,
 }
@@ -37,7 +41,7 @@ impl PrecopyPaused {
     /// The link is lost; `code` is what that is called if there is no window.
     pub(super) fn begin(
         common: &mut Common,
-        precopy: Box<Precopy>,
+        interrupted: Interrupted,
         code: FailureCode,
         reason: &str,
     ) -> State {
@@ -47,25 +51,24 @@ impl PrecopyPaused {
             return common.fail_running(failure);
         }
         common.suspend_throttle();
-        precopy.note_interrupted(common);
+        interrupted.note(common);
         let lost_ms = common.now_ms();
         record::note_loss(&mut common.record.reconnects, lost_ms, bounded_text(reason));
-        let iteration = precopy.iteration();
-        common
-            .decide("link_lost", format!("in iteration {iteration}: {reason}; reconnecting for {window:?}"));
+        let phase = interrupted.phase();
+        common.decide("link_lost", format!("in {phase}: {reason}; reconnecting for {window:?}"));
         let message = format!(
             "the link to {} was lost: {reason}. The guest runs on here; the migration goes on by itself when the \
              link is back within {window:?}",
             common.config.peer
         );
-        common.trouble(FailureCode::LinkLost, message, MigrationState::Precopy);
-        Self::again(common, precopy, common.now + window)
+        common.trouble(FailureCode::LinkLost, message, phase);
+        Self::again(common, interrupted, common.now + window)
     }
 
     /// The new link was lost as well before pages flowed on it.
-    pub(super) fn again(common: &mut Common, precopy: Box<Precopy>, until: Duration) -> State {
+    pub(super) fn again(common: &mut Common, interrupted: Interrupted, until: Duration) -> State {
         common.enter(MigrationState::PrecopyPaused);
-        State::PrecopyPaused(Self { precopy, retry: Retry::soon(common), until })
+        State::PrecopyPaused(Self { interrupted, retry: Retry::soon(common), until })
     }
 
     pub(super) fn deadline(&self) -> Duration {
@@ -73,12 +76,12 @@ impl PrecopyPaused {
     }
 
     pub(super) fn remaining(&self) -> u64 {
-        self.precopy.remaining()
+        self.interrupted.remaining()
     }
 
     pub(super) fn on(mut self, common: &mut Common, event: SourceEvent) -> State {
         match &event {
-            SourceEvent::Connected => return PrecopyRecovering::begin(common, self.precopy, self.until),
+            SourceEvent::Connected => return PrecopyRecovering::begin(common, self.interrupted, self.until),
             SourceEvent::ConnectFailed(reason) | SourceEvent::ConnectRefused(reason) => {
                 self.retry.failed(common, reason);
             }

@@ -4,26 +4,25 @@ use migrated_wire::{ToDestination, ToSource};
 
 use super::answer::Answer;
 use super::common::Common;
-use super::precopy::Precopy;
+use super::interrupted::Interrupted;
 use super::precopy_paused::PrecopyPaused;
 use super::{FailureCode, SourceEvent, State};
-use crate::record::{self, MigrationState};
 
-/// There are new channels in pre-copy: the destination says what it has of the interrupted round.
+/// There are new channels, and the guest runs here: the destination says what it has of an interrupted round.
 pub(super) struct PrecopyRecovering {
-    precopy: Box<Precopy>,
+    interrupted: Interrupted,
     answer: Answer,
     /// When the window of the loss is over.
     until: Duration,
 }
 
 impl PrecopyRecovering {
-    pub(super) fn begin(common: &mut Common, precopy: Box<Precopy>, until: Duration) -> State {
+    pub(super) fn begin(common: &mut Common, interrupted: Interrupted, until: Duration) -> State {
         common.link.relinked(common.now);
-        let iteration = precopy.iteration() + 1;
+        let iteration = interrupted.next_iteration();
         common.send(ToDestination::Recover { epoch: common.config.epoch, iteration });
         let answer = Answer::awaited(common);
-        State::PrecopyRecovering(Box::new(Self { precopy, answer, until }))
+        State::PrecopyRecovering(Box::new(Self { interrupted, answer, until }))
     }
 
     pub(super) const fn deadline(&self) -> Duration {
@@ -31,24 +30,28 @@ impl PrecopyRecovering {
     }
 
     pub(super) fn remaining(&self) -> u64 {
-        self.precopy.remaining()
+        self.interrupted.remaining()
     }
 
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: SourceEvent) -> State {
         let wrong = match &event {
             SourceEvent::Message(ToSource::Received(piece)) => self.answer.take(common, piece).err(),
-            SourceEvent::Message(ToSource::ReceivedSent { pages }) => match self.resume(common, *pages) {
-                Ok(()) => return State::Precopy(self.precopy),
-                Err(why) => Some(why),
-            },
+            SourceEvent::Message(ToSource::ReceivedSent { pages }) => {
+                let Self { interrupted, answer, .. } = *self;
+                let resumed = answer.whole(*pages).and_then(|received| interrupted.resume(common, received));
+                return resumed.unwrap_or_else(|why| {
+                    let failure = common.failure(FailureCode::Protocol, why);
+                    common.fail_running(failure)
+                });
+            }
             SourceEvent::LinkLost(reason) => {
                 common.progress(format!("the new link was lost: {reason}"));
-                return PrecopyPaused::again(common, self.precopy, self.until);
+                return PrecopyPaused::again(common, self.interrupted, self.until);
             }
             SourceEvent::Tick => {
                 if let Some(reason) = self.answer.overdue(common).or_else(|| common.watch()) {
                     common.progress(reason);
-                    return PrecopyPaused::again(common, self.precopy, self.until);
+                    return PrecopyPaused::again(common, self.interrupted, self.until);
                 }
                 None
             }
@@ -64,19 +67,5 @@ impl PrecopyRecovering {
             }
             None => State::PrecopyRecovering(self),
         }
-    }
-
-    fn resume(&mut self, common: &mut Common, pages: u64) -> Result<(), String> {
-        let interrupted = self.precopy.iteration();
-        let left = self.precopy.resume(common, self.answer.whole(pages)?)?;
-        let now_ms = common.now_ms();
-        record::note_recovery(&mut common.record.reconnects, now_ms, left);
-        common.record.error = None;
-        common.decide(
-            "reconnected",
-            format!("{pages} pages of iteration {interrupted} are at the destination, {left} are left of it"),
-        );
-        common.enter(MigrationState::Precopy);
-        Ok(())
     }
 }

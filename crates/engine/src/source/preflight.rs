@@ -55,8 +55,10 @@ impl Preflight {
                 common.fail_running(failure)
             }
             (SourceEvent::Tick, Some(_)) if self.unfit_until.is_some() && common.now >= self.deadline => {
-                match common.common_failure(&SourceEvent::Tick) {
-                    Some(failure) => common.fail_running(failure),
+                match common.watch() {
+                    Some(silence) => {
+                        Negotiating::after_loss(common, self.window, FailureCode::PeerDead, &silence)
+                    }
                     None => self.switch_when_fit(common),
                 }
             }
@@ -65,7 +67,7 @@ impl Preflight {
                 let failure = common.failure(FailureCode::PhaseTimeout, text);
                 common.fail_running(failure)
             }
-            (SourceEvent::LinkLost(reason), None) => {
+            (SourceEvent::LinkLost(reason), _) if !common.tracking => {
                 Negotiating::after_loss(common, self.window, FailureCode::LinkLost, &reason)
             }
             (SourceEvent::Tick, None) => match common.watch() {
