@@ -144,10 +144,16 @@ fn leading() -> impl Strategy<Value = Scenario> {
     )
 }
 
-/// Whether the link was lost when the guest was, or might have been, paused.
+/// Whether the link was lost when the guest was paused, which the attempt may not survive: the destination may have
+/// been committed, may compare memory, or may be in the middle of restoring state.
 fn was_paused(ending: &Ending) -> bool {
     ending.record.error.as_ref().and_then(|error| error.phase) == Some(MigrationState::StopAndCopy)
         || ending.record.decisions.iter().any(|decision| decision.decision == "ask_destination")
+        || resumed(ending)
+}
+
+fn resumed(ending: &Ending) -> bool {
+    ending.record.decisions.iter().any(|decision| decision.decision == "resumed")
 }
 
 /// What must hold of every ending, whatever went wrong.
@@ -233,7 +239,28 @@ proptest! {
             prop_assert_eq!((verified.mismatches, verified.pages), (0, scenario.pages));
         }
         let reconnects = &ending.record.reconnects;
-        prop_assert!(reconnects.iter().all(|one| one.recovered_ms >= Some(one.lost_ms)), "{:?}", reconnects);
+        prop_assert!(!completed || reconnects.iter().all(|one| one.recovered_ms >= Some(one.lost_ms)), "{:?}", reconnects);
+    }
+}
+
+#[test]
+fn a_link_that_is_lost_while_the_guest_is_paused_costs_a_resume() {
+    for mode in [Mode::Precopy, Mode::Hybrid, Mode::Postcopy] {
+        let mut completed = 0;
+        for message in 1..60 {
+            let limits =
+                Limits { bandwidth_bps: Some(50_000_000), on_timeout: OnTimeout::Stop, ..calm().limits };
+            let faults = vec![Fault::CutAtMessage(message)];
+            let verify = VerifyWhen::After;
+            let ending = Pair::new(Scenario { mode, limits, verify, faults, ..calm() }).run().unwrap();
+            if !resumed(&ending) || ending.state != MigrationState::Completed {
+                continue;
+            }
+            completed += 1;
+            assert_eq!(ending.record.verified.unwrap().mismatches, 0);
+            assert_eq!(ending.record.reconnects.len(), 1);
+        }
+        assert!(completed > 0, "{mode:?}: none was lost then");
     }
 }
 
@@ -313,7 +340,10 @@ fn an_unknown_link_after_the_commit_is_resolved_by_asking() {
     }
     assert!(seen.contains(&(true, MigrationState::Completed)), "committed, and the ack was lost");
     assert!(seen.contains(&(true, MigrationState::Failed)), "the commit was lost, and the source went on");
-    assert!(seen.contains(&(false, MigrationState::Failed)));
+    let before = seen.iter().filter(|(asked, _)| !asked);
+    assert!(
+        before.clone().count() > 0 && before.clone().all(|(_, state)| *state == MigrationState::Completed)
+    );
 }
 
 #[test]

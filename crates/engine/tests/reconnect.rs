@@ -434,20 +434,26 @@ mod destination {
     }
 
     #[test]
-    fn a_source_whose_guest_may_be_paused_is_not_waited_for() {
-        for message in [
-            ToDestination::Finish { iteration: 1, sections: 0 },
-            ToDestination::State(migrated_wire::Section {
-                name: migrated_wire::SectionName { kind: "cpu".into(), instance: 0, version: 1 },
-                data: Vec::new().into(),
-            }),
-        ] {
-            for event in [DestinationEvent::LinkLost("cut".into()), DestinationEvent::Reconnected] {
-                let mut destination = receiving(1000);
-                say(&mut destination, message.clone());
-                destination.handle(NOW, event);
-                assert_failed(&mut destination, "link_lost");
-            }
+    fn a_source_whose_guest_was_paused_comes_back_and_its_state_comes_again() {
+        let section = migrated_wire::Section {
+            name: migrated_wire::SectionName { kind: "cpu".into(), instance: 0, version: 1 },
+            data: Vec::new().into(),
+        };
+        let state = ToDestination::State(section.clone());
+        for said in
+            [vec![state.clone()], vec![state.clone(), ToDestination::Finish { iteration: 1, sections: 1 }]]
+        {
+            let mut destination = receiving(1000);
+            place(&mut destination, run(0, PAGES));
+            said.into_iter().for_each(|message| say(&mut destination, message));
+            relink(&mut destination);
+            say(&mut destination, recover(EPOCH, 2));
+            assert_eq!(actions(&mut destination), told(&[run(0, PAGES)]));
+            destination.handle(NOW, DestinationEvent::Marker { channel: 0, iteration: 2, pages: 0 });
+            say(&mut destination, state.clone());
+            actions(&mut destination);
+            say(&mut destination, ToDestination::Finish { iteration: 2, sections: 1 });
+            assert_eq!(actions(&mut destination), [DestinationAction::Restore(vec![section.clone()])]);
         }
     }
 

@@ -83,7 +83,7 @@ pub trait PausedGuest: Send + Sized + 'static {
     /// [`GuestError::Kernel`] naming what could not be read.
     fn save(&mut self) -> Result<Vec<StateSection>, GuestError>;
 
-    /// Runs the guest on here, with dirty tracking ended.
+    /// Runs the guest on here, tracked or not as before.
     ///
     /// # Errors
     /// The paused guest with the reason.

@@ -156,9 +156,7 @@ impl PausedGuest for PausedVm {
     }
 
     fn resume(self) -> Result<RunningVm, Refused<Self>> {
-        let machine = &self.vm.machine;
-        let resumed = machine.tracker.lock().stop().and_then(|()| machine.gate.migration_resume());
-        match resumed {
+        match self.vm.machine.gate.migration_resume() {
             Ok(()) => Ok(RunningVm { claim: Claim { vm: Some(self.vm) } }),
             Err(error) => Err(Refused { guest: self, error }),
         }

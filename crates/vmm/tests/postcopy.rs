@@ -136,6 +136,8 @@ fn postcopy(vm: &Vm, config: VmConfig) -> Vm {
                 bring(&postcopy, source, PageRun { first, count, ..run });
             }
         }
+        // The reader may still have one in its hands.
+        wait_until("the last page", || postcopy.missing().count() == 0);
         postcopy.finish().unwrap();
         let faults = reader.end();
         assert!(!faults.is_empty() && faults.iter().all(|fault| stale.contains(fault.block, fault.page)));

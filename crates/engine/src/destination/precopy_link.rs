@@ -31,8 +31,8 @@ pub(super) enum Link {
 }
 
 impl Receiving {
-    /// The link is gone. As long as none of the guest's state has come, what is here is kept for the source's
-    /// return, whose guest is then not known to be paused. Else the attempt is over.
+    /// The link is gone. What is here is kept for the source's return: its guest runs, or will run again, because
+    /// nothing was committed.
     pub(super) fn lose_link(self: Box<Self>, common: &mut Common, code: FailureCode, reason: &str) -> State {
         match self.wait_for_source(common, code, reason) {
             Ok(waiting) => {
@@ -49,7 +49,7 @@ impl Receiving {
         code: FailureCode,
         reason: &str,
     ) -> Result<Box<Self>, State> {
-        if common.reconnect_window.is_zero() || !self.is_before_state() {
+        if common.reconnect_window.is_zero() {
             let failure = common.failure(code, reason);
             return Err(common.fail(failure));
         }

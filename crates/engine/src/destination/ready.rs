@@ -6,15 +6,15 @@ use super::common::Common;
 use super::demand::Demand;
 use super::draining::Draining;
 use super::lanes::{Lanes, Mark};
+use super::receiving::Receiving;
 use super::running::Running;
 use super::{DestinationAction, DestinationEvent, FailureCode, State};
 use crate::record::{MigrationState, Verify};
 
 /// RAM is complete, or what is missing of it is known; state is restored, nothing has run: waiting for the commit.
 pub(super) struct Ready {
-    lanes: Lanes,
-    /// Pages that follow the guest, with post-copy.
-    demand: Option<Box<Demand>>,
+    /// What came, and what to go back to when the link is lost before the commit.
+    receiving: Box<Receiving>,
     /// Pages whose hashes the source says it sent, and whether all channels have ended that iteration.
     hashes_sent: Option<u64>,
     hashes_here: bool,
@@ -30,30 +30,30 @@ enum Doing {
 }
 
 impl Ready {
-    pub(super) fn begin(lanes: Lanes, demand: Option<Box<Demand>>) -> Self {
-        Self { lanes, demand, hashes_sent: None, hashes_here: false, verified: None, doing: Doing::Waiting }
+    pub(super) const fn begin(receiving: Box<Receiving>) -> Self {
+        Self { receiving, hashes_sent: None, hashes_here: false, verified: None, doing: Doing::Waiting }
     }
 
     pub(super) fn demand(&self) -> Option<&Demand> {
-        self.demand.as_deref()
+        self.receiving.demand()
     }
 
     pub(super) fn demand_mut(&mut self) -> Option<&mut Demand> {
-        self.demand.as_deref_mut()
+        self.receiving.demand_mut()
     }
 
     pub(super) const fn lanes(&self) -> &Lanes {
-        &self.lanes
+        self.receiving.lanes()
     }
 
     pub(super) const fn lanes_mut(&mut self) -> &mut Lanes {
-        &mut self.lanes
+        self.receiving.lanes_mut()
     }
 
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: DestinationEvent) -> State {
         match (event, self.doing) {
             (DestinationEvent::Marker { channel, iteration, pages }, Doing::Waiting) => {
-                match self.lanes.mark(channel, iteration, pages) {
+                match self.lanes_mut().mark(channel, iteration, pages) {
                     Mark::Partial => {}
                     Mark::Complete { .. } => self.hashes_here = true,
                     Mark::Wrong(why) => {
@@ -89,6 +89,15 @@ impl Ready {
                 let failure = common.failure(FailureCode::GuestFailed, reason);
                 common.refuse_commit(failure)
             }
+            // What was restored is restored again, of a later moment.
+            (DestinationEvent::LinkLost(reason) | DestinationEvent::PagesLost(reason), Doing::Waiting) => {
+                self.receiving.lose_link(common, FailureCode::LinkLost, &reason)
+            }
+            (DestinationEvent::Reconnected, Doing::Waiting) => self.receiving.replace_link(common),
+            (DestinationEvent::Tick, Doing::Waiting) => match common.silence() {
+                Some(silence) => self.receiving.lose_link(common, FailureCode::PeerDead, &silence),
+                None => State::Ready(self),
+            },
             (event, _) => match common.common_failure(&event) {
                 Some(failure) => common.fail(failure),
                 None => State::Ready(self),
@@ -131,10 +140,12 @@ impl Ready {
         let resume_us = took.as_micros() as u64;
         common.send(ToSource::Running { epoch: common.config.epoch, resume_us });
         common.act(DestinationAction::Observe);
-        if let Some(demand) = self.demand {
-            return Draining::begin(common, *demand, self.lanes.channels());
+        match self.receiving.into_parts() {
+            (lanes, Some(demand)) => Draining::begin(common, *demand, lanes.channels()),
+            (lanes, None) => {
+                common.enter(MigrationState::Running);
+                State::Running(Box::new(Running::begin(lanes, common.verify)))
+            }
         }
-        common.enter(MigrationState::Running);
-        State::Running(Box::new(Running::begin(self.lanes, common.verify)))
     }
 }

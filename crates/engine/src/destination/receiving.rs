@@ -62,6 +62,18 @@ impl Receiving {
         &self.lanes
     }
 
+    pub(super) const fn lanes_mut(&mut self) -> &mut Lanes {
+        &mut self.lanes
+    }
+
+    /// What is left of it once the guest runs: the channels, and the pages that follow it, if any do.
+    pub(super) fn into_parts(self) -> (Lanes, Option<Box<Demand>>) {
+        match self.pages {
+            Pages::Before(_) => (self.lanes, None),
+            Pages::Follow { demand, .. } => (self.lanes, Some(demand)),
+        }
+    }
+
     pub(super) const fn received(&self) -> &ReceivedMap {
         match &self.pages {
             Pages::Before(received) => received,
@@ -119,11 +131,6 @@ impl Receiving {
         self.placing > 0
     }
 
-    /// Whether the source's guest runs, as far as is known here.
-    pub(super) fn is_before_state(&self) -> bool {
-        self.sections.is_empty() && self.finish.is_none()
-    }
-
     /// Whether no page has come.
     pub(super) fn has_nothing(&self) -> bool {
         self.received().count() == 0 && !self.is_placing() && self.lanes.iteration() == 1
@@ -147,6 +154,9 @@ impl Receiving {
     pub(super) fn start_over(&mut self, lanes: Lanes) {
         self.lanes = lanes;
         self.link = Link::Up;
+        // What came of the guest's state is that of a moment which is past.
+        self.sections.clear();
+        self.finish = None;
         if let Pages::Follow { named, again, .. } = &mut self.pages {
             named.clear();
             *again = true;
@@ -312,15 +322,11 @@ impl Receiving {
         }
     }
 
-    fn ready(self, common: &mut Common, took: Duration) -> State {
+    fn ready(self: Box<Self>, common: &mut Common, took: Duration) -> State {
         common.enter(MigrationState::Ready);
         common.record.downtime_us.import = took.as_secs_f64() * 1e6;
         let received = self.received().count() - self.demand().map_or(0, Demand::placed);
         common.send(ToSource::Ready { import_us: took.as_micros() as u64, received });
-        let demand = match self.pages {
-            Pages::Before(_) => None,
-            Pages::Follow { demand, .. } => Some(demand),
-        };
-        State::Ready(Box::new(Ready::begin(self.lanes, demand)))
+        State::Ready(Box::new(Ready::begin(self)))
     }
 }

@@ -219,18 +219,21 @@ impl Common {
     pub(super) fn fail_running(&mut self, failure: Failure) -> State {
         self.release_throttle();
         self.part(&failure);
-        if std::mem::take(&mut self.tracking) {
-            self.act(SourceAction::StopTracking);
-        }
+        self.stop_tracking();
         self.end(Err(failure))
     }
 
     /// Ends the migration before its commit while the guest is paused: it must run again first.
     pub(super) fn fail_paused(&mut self, failure: Failure) -> State {
         self.part(&failure);
-        self.tracking = false;
-        self.act(SourceAction::Resume);
-        State::Resuming(Resuming { failure })
+        Resuming::to_end(self, failure)
+    }
+
+    /// Ends dirty tracking, if it is on, of a guest that runs here.
+    pub(super) fn stop_tracking(&mut self) {
+        if std::mem::take(&mut self.tracking) {
+            self.act(SourceAction::StopTracking);
+        }
     }
 
     /// Gives up the source's copy for ever: that is when the migration has taken its total time.

@@ -84,6 +84,11 @@ impl Drain {
         self.has_urgent() || !self.windows.is_empty()
     }
 
+    /// The pages that were missing at the switch, if none of them was handed out.
+    pub(super) fn untouched(self) -> Option<PageSet> {
+        (self.pending.len() == self.missing).then_some(self.pending)
+    }
+
     /// Takes in a request; says why it is none that a destination makes.
     pub(super) fn request(
         &mut self,

@@ -143,7 +143,7 @@ pub enum SourceAction {
     FinalHarvest,
     /// Read CPU and device state of the paused guest.
     SaveState,
-    /// Run the guest on here. Tracking ends with it.
+    /// Run the guest on here, tracked or not as before.
     Resume,
     /// End dirty tracking of the running guest.
     StopTracking,

@@ -40,6 +40,11 @@ impl PostcopySetup {
         Box::new(Self { iteration, missing, doing: Doing::Arming, deadline }).announce(common)
     }
 
+    /// A set-up whose link was lost when it was over.
+    pub(super) fn interrupted(iteration: u32, missing: PageSet) -> Box<Self> {
+        Box::new(Self { iteration, missing, doing: Doing::Arming, deadline: Duration::ZERO })
+    }
+
     /// Begins again on a new link.
     pub(super) fn begin_again(self: Box<Self>, common: &mut Common) -> State {
         common.enter(MigrationState::PostcopySetup);

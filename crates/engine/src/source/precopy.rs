@@ -102,7 +102,7 @@ impl Precopy {
             }
             (SourceEvent::Paused, Doing::Pausing { residual, called_at }) => {
                 common.released();
-                StopAndCopy::begin(common, self.round.n + 1, residual, called_at, self.rate)
+                StopAndCopy::begin(common, self, residual, called_at)
             }
             (SourceEvent::Tick, Doing::Sending) if self.is_overdue(common) => self.time_out(common),
             (SourceEvent::Tick, Doing::Sending) if self.probe_is_due(common) => {
@@ -174,6 +174,22 @@ impl Precopy {
             }
             None => State::Precopy(self),
         }
+    }
+
+    /// Notes the pages of stop-and-copy's round, in case its link is lost.
+    pub(super) fn keep(&mut self, pages: &PageSet) {
+        self.pages.clone_from(pages);
+    }
+
+    /// Takes stop-and-copy's round, whose pages were kept, for one of these: the guest runs again.
+    pub(super) fn take_back(&mut self, round: Round) {
+        self.round = round;
+        self.doing = Doing::Sending;
+    }
+
+    /// Payload bytes a second that the link was last seen to carry.
+    pub(super) const fn rate(&self) -> f64 {
+        self.rate
     }
 
     /// Number of the round.

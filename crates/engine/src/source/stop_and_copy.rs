@@ -5,8 +5,12 @@ use migrated_wire::{Section, ToDestination, ToSource, VerifyWhen};
 
 use super::common::Common;
 use super::drain::Drain;
+use super::interrupted::Interrupted;
+use super::postcopy_setup::PostcopySetup;
+use super::precopy::Precopy;
+use super::resuming::Resuming;
 use super::switchover::Switchover;
-use super::{FailureCode, SourceAction, SourceEvent, State};
+use super::{Failure, FailureCode, SourceAction, SourceEvent, State};
 use crate::limits::RESTORE_TIMEOUT;
 use crate::record::{Downtime, MigrationState, Verified, Verify};
 use crate::round::{Round, RoundKind};
@@ -17,6 +21,8 @@ const HASH_TIME_PER_GIB: Duration = Duration::from_secs(4);
 /// The guest is paused at the source, which has the right to run it. The last pages and the state travel
 /// side by side.
 pub(super) struct StopAndCopy {
+    /// The rounds before this, to which a lost link leads back; none of post-copy.
+    rounds: Option<Box<Precopy>>,
     round: Option<Round>,
     n: u32,
     rest: Rest,
@@ -89,15 +95,16 @@ impl Marks {
 impl StopAndCopy {
     pub(super) fn begin(
         common: &mut Common,
-        n: u32,
+        rounds: Box<Precopy>,
         residual: PageSet,
         called: Duration,
-        rate: f64,
     ) -> State {
         common.act(SourceAction::FinalHarvest);
-        let pages = residual.len() as f64 * migrated_pages::PAGE_SIZE as f64 / rate;
+        let pages = residual.len() as f64 * migrated_pages::PAGE_SIZE as f64 / rounds.rate();
         let transfer = Duration::try_from_secs_f64(pages * 3.0).unwrap_or(Duration::MAX / 4);
-        State::StopAndCopy(Box::new(Self::paused(common, n, Rest::Residual(residual), called, transfer)))
+        let n = rounds.iteration() + 1;
+        let paused = Self::paused(common, n, Rest::Residual(residual), called, transfer);
+        State::StopAndCopy(Box::new(Self { rounds: Some(rounds), ..paused }))
     }
 
     /// The guest will run at the destination before its pages are there; `iteration` is that of their frames.
@@ -120,6 +127,7 @@ impl StopAndCopy {
     fn paused(common: &mut Common, n: u32, rest: Rest, called: Duration, transfer: Duration) -> Self {
         common.enter(MigrationState::StopAndCopy);
         Self {
+            rounds: None,
             round: None,
             n,
             rest,
@@ -199,9 +207,35 @@ impl StopAndCopy {
                 common.fail_paused(common.failure(FailureCode::PhaseTimeout, text))
             }
             (event, _) => match common.common_failure(&event) {
-                Some(failure) => common.fail_paused(failure),
+                Some(failure) => self.fail(common, failure),
                 None => State::StopAndCopy(self),
             },
+        }
+    }
+
+    /// The guest runs again; when it was the link that failed, until there is another one.
+    fn fail(self: Box<Self>, common: &mut Common, failure: Failure) -> State {
+        let is_lost = matches!(failure.code, FailureCode::LinkLost | FailureCode::PeerDead);
+        if !is_lost || common.config.limits.reconnect_window.is_zero() {
+            return common.fail_paused(failure);
+        }
+        match self.interrupted() {
+            Some(interrupted) => Resuming::to_reconnect(common, failure, interrupted),
+            None => common.fail_paused(failure),
+        }
+    }
+
+    /// What to go on with on another link, unless the destination is known to have restored state.
+    fn interrupted(self) -> Option<Interrupted> {
+        match (self.rounds, self.round, self.rest) {
+            (Some(mut rounds), Some(round), _) if round.kind == RoundKind::Pages => {
+                rounds.take_back(round);
+                Some(Interrupted::Round(rounds))
+            }
+            (None, None, Rest::Following(drain)) => {
+                Some(Interrupted::Setup(PostcopySetup::interrupted(self.n, drain.untouched()?)))
+            }
+            _ => None,
         }
     }
 
@@ -245,6 +279,9 @@ impl StopAndCopy {
     ) -> State {
         pages.union(dirty);
         common.progress(format!("guest paused, {} pages left", pages.len()));
+        if let Some(rounds) = &mut self.rounds {
+            rounds.keep(&pages);
+        }
         let channels = common.config.channels;
         self.round = Some(Round::new(RoundKind::Pages, self.n, pages, channels, common.now));
         self.doing = Doing::Saving;

@@ -70,6 +70,11 @@ impl Common {
         self.release_throttle();
     }
 
+    /// As [`suspend_throttle`](Self::suspend_throttle), of a guest that was paused, which let go of it.
+    pub(super) fn keep_throttle_for_later(&mut self) {
+        self.hold.suspended = self.hold.order.is_some() && !self.hold.failed;
+    }
+
     /// There is a link again.
     pub(super) fn resume_throttle(&mut self) {
         if std::mem::take(&mut self.hold.suspended) {

@@ -194,7 +194,6 @@ impl PausedGuest for StoppedGuest {
     }
 
     fn resume(self) -> Result<RunningGuest, Refused<Self>> {
-        *self.0.dirty.lock() = None;
         self.0.runners.enter();
         Ok(RunningGuest(self.0))
     }

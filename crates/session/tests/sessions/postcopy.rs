@@ -148,7 +148,9 @@ fn a_link_lost_while_state_waits_for_a_page_gives_the_guest_back() {
     // The first message of the destination that such a restore makes is the request, which gets nowhere.
     for after in (13..80).step_by(2) {
         let cut = Some(Cut { direction: Direction::ToCaller, after });
-        let case = Case { cut, restore_reads: vec![all], ..small(Mode::Postcopy) };
+        let small = small(Mode::Postcopy);
+        let limits = Limits { reconnect_window: Duration::ZERO, ..small.limits };
+        let case = Case { cut, restore_reads: vec![all], limits, ..small };
         check(&migrate(&case, |_, _| {}));
     }
 }

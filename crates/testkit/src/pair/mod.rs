@@ -47,7 +47,6 @@ pub struct Pair {
     committed: Option<u64>,
     ever_ran_at_destination: bool,
     messages: u64,
-    resumed_at_source: bool,
     leading: Leading,
     following: Following,
     /// Which link this is.
@@ -150,7 +149,6 @@ impl Pair {
             committed: None,
             ever_ran_at_destination: false,
             messages: 0,
-            resumed_at_source: false,
             leading: Leading::new(scenario.channels),
             following: Following::new(&nothing),
             generation: 0,
@@ -234,9 +232,6 @@ impl Pair {
         let at_destination = self.destination_alive && self.destination_guest.is_running();
         if at_source && at_destination {
             return Err("two copies run".into());
-        }
-        if self.resumed_at_source && self.ever_ran_at_destination {
-            return Err("the source resumed a guest that ran at the destination".into());
         }
         if self.throttle.is_on() && self.source.state() != MigrationState::Precopy {
             return Err(format!("the guest is throttled in {}", self.source.state()));

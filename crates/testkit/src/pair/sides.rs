@@ -92,10 +92,10 @@ impl Pair {
                 return Ok(Some(SourceEvent::StateSaved(vec![Section { name, data }])));
             }
             SourceAction::Resume => {
-                let guest = self.source_guest()?;
-                guest.track(false);
-                guest.set_running(true);
-                self.resumed_at_source = true;
+                if self.ever_ran_at_destination {
+                    return Err("the source resumed a guest that ran at the destination".into());
+                }
+                self.source_guest()?.set_running(true);
                 return Ok(Some(SourceEvent::Resumed));
             }
             SourceAction::Throttle(order) => {

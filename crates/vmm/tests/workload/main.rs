@@ -236,7 +236,9 @@ fn a_tsc_that_steps_backward_is_counted() {
 fn a_pause_is_seen_as_a_gap_until_a_later_moment_is_asked_about() {
     require!(Kvm);
     let mut machine = Machine::start(&RAM, 2, "hot=1M rate=1000");
-    machine.wait_running(2);
+    // A vCPU that is stopped before its first look at the clock sees no gap.
+    let first = machine.wait_running(2);
+    machine.wait("rounds", |c| c.vcpus.iter().zip(&first.vcpus).all(|(c, b)| c.heartbeat > b.heartbeat + 1));
     machine.stop();
     let before = machine.counters().unwrap();
     let paused_at = before.vcpus.iter().map(|vcpu| vcpu.tsc).max().unwrap();
