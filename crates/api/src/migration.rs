@@ -47,7 +47,7 @@ pub struct StartMigration {
     /// Most rounds over the dirty pages.
     #[serde(default)]
     pub max_iterations: Option<u32>,
-    /// How long to try to reconnect when the link is lost before the guest is paused, in ms: the guest runs on and what
+    /// How long to try to reconnect when the link is lost before the commit, in ms: the guest runs on and what
     /// has arrived is kept meanwhile. 0 gives up at once.
     #[serde(default)]
     pub reconnect_window_ms: Option<u64>,

@@ -150,7 +150,7 @@ pub struct Limits {
     pub max_iterations: u32,
     /// Whether `auto` may let the guest run before its pages are there.
     pub allow_postcopy: bool,
-    /// How long to try to reconnect when the link is lost in pre-copy, in ms; 0 gives up at once.
+    /// How long to try to reconnect when the link is lost before the commit, in ms; 0 gives up at once.
     pub reconnect_window_ms: u64,
     /// Largest share of its time that a vCPU may be made to sleep, in percent; 0 is never.
     pub max_slowdown_percent: u8,

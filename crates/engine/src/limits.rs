@@ -25,7 +25,7 @@ pub struct Limits {
     /// there. A mode that was asked for by name is itself the permission.
     #[serde(default = "allowed")]
     pub allow_postcopy: bool,
-    /// How long the source tries to reconnect when it loses the link before the guest was paused; zero gives up
+    /// How long the source tries to reconnect when it loses the link before the commit; zero gives up
     /// at once.
     #[serde(default = "reconnect_window")]
     pub reconnect_window: Duration,

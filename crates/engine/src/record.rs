@@ -27,7 +27,7 @@ pub enum MigrationState {
     Preflight,
     /// Source: copying RAM while the guest runs. Destination: `receiving`.
     Precopy,
-    /// Both: the link was lost in pre-copy. The guest runs at the source, which reconnects; the destination keeps
+    /// Both: the link was lost before the commit. The guest runs at the source, which reconnects; the destination keeps
     /// what it has.
     PrecopyPaused,
     /// Destination: placing pages while the guest runs at the source.
@@ -224,7 +224,7 @@ pub struct MigrationRecord {
     pub remaining_pages: u64,
     /// Rounds over the dirty pages, oldest first; the last one is stop-and-copy, or what followed the guest.
     pub iterations: Vec<Iteration>,
-    /// Times that the link was lost in pre-copy, oldest first.
+    /// Times that the link was lost before the commit, oldest first.
     #[serde(default)]
     pub reconnects: Vec<Recovery>,
     /// What happened to pages that followed the guest, if any did.

@@ -131,7 +131,7 @@ pub struct MigrationDefaults {
     pub max_iterations: u32,
     /// Whether `auto` may let a guest run before its pages are there.
     pub allow_postcopy: bool,
-    /// How long to try to reconnect when the link is lost in pre-copy, in ms.
+    /// How long to try to reconnect when the link is lost before the commit, in ms.
     pub reconnect_window_ms: u64,
     /// Largest share of its time that a vCPU may be made to sleep, in percent.
     pub max_slowdown_percent: u8,

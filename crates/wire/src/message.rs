@@ -89,7 +89,7 @@ pub enum ToDestination {
         postcopy: PostcopyUse,
         /// The guest's own clock at the source now, for measuring its longest gap; opaque.
         guest_clock: Option<u64>,
-        /// How long the source will try to come back, in ms, when the link is lost before the guest is paused; the
+        /// How long the source will try to come back, in ms, when the link is lost before the commit; the
         /// destination keeps what it has for as long, and no longer than it sees fit. Zero: not at all.
         reconnect_window_ms: u64,
     },

@@ -24,7 +24,7 @@ pub(super) struct Common {
     pub(super) guest_clock: Option<u64>,
     pub(super) comparison: Comparison,
     pub(super) goodbye: bool,
-    /// How long to wait for a source that lost its link before its guest was paused.
+    /// How long to wait for a source that lost its link before the commit.
     pub(super) reconnect_window: Duration,
     /// Whether the source may name pages as missing.
     pub(super) may_follow: bool,

@@ -10,7 +10,7 @@ use super::{DestinationAction, DestinationEvent, FailureCode, State};
 use crate::limits::RECONNECT_GRACE;
 use crate::record::{self, MigrationState};
 
-/// The link while the guest runs at the source. What a lost one costs is told in
+/// The link while nothing is committed. What a lost one costs is told in
 /// `crates/engine/src/source/precopy_paused.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {

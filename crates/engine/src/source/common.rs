@@ -131,7 +131,7 @@ impl Common {
         record::note_loss(&mut self.counts().recoveries, lost_ms, bounded_text(reason));
     }
 
-    /// Notes that a link that was lost before the guest stopped is back.
+    /// Notes that a link that was lost before the commit is back.
     pub(super) fn note_reconnect(&mut self, left: u64, what: &str) {
         let now_ms = self.now_ms();
         record::note_recovery(&mut self.record.reconnects, now_ms, left);

@@ -18,6 +18,10 @@
 //! A link that is lost while the destination is told what it will lack costs a harvest: the guest went on writing,
 //! so more is missing by then. All of it is named again, and what the destination has dropped already it only
 //! counts.
+//!
+//! A link that is lost while the guest is paused for the switch leads back to one of these two, as nothing is
+//! committed: the guest runs again, tracked without a gap, and the last harvest's pages are those of a round like any
+//! other.
 
 use std::time::Duration;
 

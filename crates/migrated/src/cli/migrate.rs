@@ -59,7 +59,7 @@ pub struct MigrateArgs {
     /// Most rounds over the dirty pages.
     #[arg(long, value_name = "N")]
     max_iterations: Option<u32>,
-    /// How long to try to reconnect when the link is lost before the guest is paused, e.g. 30s; 0s gives up at once.
+    /// How long to try to reconnect when the link is lost before the commit, e.g. 30s; 0s gives up at once.
     #[arg(long, value_name = "TIME", value_parser = units::duration_or_none)]
     reconnect_window: Option<Duration>,
     /// How bytes travel: tcp or tcp+tls.

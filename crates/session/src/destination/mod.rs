@@ -134,8 +134,8 @@ enum Happening {
     },
 }
 
-/// Whether a source that has lost its link may open another: before its guest is paused, and while pages follow a
-/// guest that runs here.
+/// Whether a source that has lost its link may open another: while pages come, and while they follow a guest that
+/// runs here. One that comes while state is restored tries again, when its loss was noticed here, too.
 const fn may_relink(state: MigrationState) -> bool {
     use MigrationState as S;
     matches!(
