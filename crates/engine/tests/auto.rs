@@ -69,7 +69,7 @@ impl Rounds {
                     rate_known: true,
                     round_overhead: Duration::from_millis(1),
                     rtt: Duration::from_micros(200),
-                    interrupted: false,
+                    ..Progress::default()
                 },
             };
             let verdict = self.policy.decide(&self.limits, &seen);

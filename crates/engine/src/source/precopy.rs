@@ -256,6 +256,7 @@ impl Precopy {
         let mut seen = self.observe(common, &dirty, dirtied, since);
         seen.progress.unsent_pages = unsent;
         seen.progress.interrupted = std::mem::take(&mut self.interrupted);
+        common.observe_throttle(&mut seen);
         self.is_first_pass = unsent > 0;
         common.record.expected_downtime_us = Some(seen.expected_downtime().as_secs_f64() * 1e6);
         let mut verdict = common.policy.decide(&common.config.limits, &seen);
@@ -328,7 +329,6 @@ impl Precopy {
         let ram = &common.record.ram;
         let progress = Progress {
             ram_pages: ram.pages,
-            unsent_pages: 0,
             nonzero_share: ram.pages_sent as f64 / (ram.pages_sent + ram.pages_zero).max(1) as f64,
             sent_bytes: common.record.iterations.iter().map(|iteration| iteration.bytes).sum(),
             dirtied_pages: dirtied,
@@ -336,7 +336,7 @@ impl Precopy {
             rate_known: self.rate_known,
             round_overhead: rtt + self.harvest,
             rtt,
-            interrupted: false,
+            ..Progress::default()
         };
         Observation {
             round: self.round.n,

