@@ -84,6 +84,8 @@ struct State {
     objections: Objections,
     /// For each vCPU, whether its thread may be in guest mode.
     inside: Vec<bool>,
+    /// For each vCPU, whether it was kept from running by a pause since it ran last.
+    paused: Vec<bool>,
     /// For each vCPU, when it may run again and how long it has been made to wait for that.
     rests: Vec<Rest>,
     first_run: Option<Instant>,
@@ -91,6 +93,18 @@ struct State {
     held_since: Option<Instant>,
     held: Duration,
     end_hooks: Vec<EndHook>,
+}
+
+/// What a vCPU's thread does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// It runs the guest. `after_pause` is whether the guest was paused meanwhile, for however long.
+    Run {
+        /// Whether its guest should be told that it stood still.
+        after_pause: bool,
+    },
+    /// It ends.
+    End,
 }
 
 /// The gate that every vCPU's thread passes on its way into the guest.
@@ -116,9 +130,10 @@ impl Gate {
     pub(crate) fn new(kickers: Vec<Kicker>) -> Self {
         let objections = Objections { not_started: true, ..Objections::default() };
         let inside = vec![false; kickers.len()];
+        let paused = inside.clone();
         let rests = vec![Rest::default(); kickers.len()];
         Self {
-            state: Mutex::new(State { objections, inside, rests, ..State::default() }),
+            state: Mutex::new(State { objections, inside, paused, rests, ..State::default() }),
             permission: Condvar::new(),
             passed: Condvar::new(),
             transition: Mutex::new(()),
@@ -132,13 +147,13 @@ impl Gate {
 
     // What a vCPU's thread calls.
 
-    /// Waits until the vCPU may run; `false` when its thread must end.
-    pub(crate) fn enter(&self, vcpu: usize) -> bool {
+    /// Waits until the vCPU may run or its thread must end.
+    pub(crate) fn enter(&self, vcpu: usize) -> Entry {
         let mut state = self.state.lock();
         loop {
             if !state.objections.none() {
                 if state.objections.closing {
-                    return false;
+                    return Entry::End;
                 }
                 state.rests[vcpu].interrupt(Instant::now());
                 self.permission.wait(&mut state);
@@ -153,7 +168,7 @@ impl Gate {
         state.inside[vcpu] = true;
         state.first_run.get_or_insert_with(Instant::now);
         self.passed.notify_all();
-        true
+        Entry::Run { after_pause: std::mem::take(&mut state.paused[vcpu]) }
     }
 
     /// Whether a vCPU that was kicked must come out. The kick is forgotten if not.
@@ -329,6 +344,7 @@ impl Gate {
             self.permission.notify_all();
         } else {
             state.held_since.get_or_insert_with(Instant::now);
+            state.paused.fill(true);
         }
         stopped
     }

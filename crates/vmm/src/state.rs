@@ -14,7 +14,7 @@ mod time;
 
 use std::sync::Arc;
 
-use kvm_ioctls::{Cap, VmFd};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use migrated_guest::{GuestError, SectionId, StateSection};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,8 @@ use crate::{HostKvm, VmmError};
 use chips::ChipPart;
 use cpu_part::CpuPart;
 use section::{Sections, decode, encode, refused};
+pub(crate) use time::forgive_pause;
+use time::{Tsc, TscFault, tsc_id};
 
 /// The machine as far as it has state to save.
 #[derive(Debug)]
@@ -82,6 +84,7 @@ pub(crate) fn section_ids(hardware: &Hardware) -> Vec<SectionId> {
     let mut ids = vec![machine_id()];
     for vcpu in 0..hardware.vcpus.len() {
         ids.extend(CpuPart::SAVE_ORDER.iter().map(|part| part.id(vcpu)));
+        ids.push(tsc_id(vcpu));
     }
     ids.extend(ChipPart::all(&hardware.features).iter().map(|part| part.id()));
     ids
@@ -95,6 +98,8 @@ pub(crate) fn save(hardware: &Hardware, machine: MachineState) -> Result<Vec<Sta
         for part in CpuPart::SAVE_ORDER {
             sections.push(StateSection { id: part.id(index), data: part.save(hardware, &vcpu)? });
         }
+        let tsc = Tsc::save(&vcpu, hardware.features.tsc_khz)?;
+        sections.push(StateSection { id: tsc_id(index), data: encode(&tsc) });
     }
     for part in ChipPart::all(&hardware.features) {
         sections.push(StateSection { id: part.id(), data: part.save(hardware)? });
@@ -109,16 +114,28 @@ pub(crate) fn save(hardware: &Hardware, machine: MachineState) -> Result<Vec<Sta
 pub(crate) fn restore(hardware: &Hardware, sections: Vec<StateSection>) -> Result<MachineState, GuestError> {
     let mut sections = Sections::matching(&section_ids(hardware), sections)?;
     let machine = decode(&sections.take(&machine_id())).map_err(|reason| refused(&machine_id(), reason))?;
+    let mut tscs = Vec::with_capacity(hardware.vcpus.len());
     for (index, vcpu) in hardware.vcpus.iter().enumerate() {
+        let id = tsc_id(index);
+        tscs.push(decode::<Tsc>(&sections.take(&id)).map_err(|reason| refused(&id, reason))?);
         let vcpu = vcpu.lock();
         for part in CpuPart::RESTORE_ORDER {
             let id = part.id(index);
             part.restore(hardware, &vcpu, &sections.take(&id)).map_err(|reason| refused(&id, reason))?;
         }
     }
+    restore_tscs(hardware, &tscs)?;
     for part in ChipPart::all(&hardware.features) {
         let id = part.id();
         part.restore(hardware, &sections.take(&id)).map_err(|reason| refused(&id, reason))?;
     }
     Ok(machine)
+}
+
+/// After everything else of all vCPUs: a deadline programs the timer of a local APIC, which must be there by then.
+fn restore_tscs(hardware: &Hardware, tscs: &[Tsc]) -> Result<(), GuestError> {
+    let vcpus: Vec<_> = hardware.vcpus.iter().map(|vcpu| vcpu.lock()).collect();
+    let vcpus: Vec<&VcpuFd> = vcpus.iter().map(|vcpu| &**vcpu).collect();
+    time::restore_tscs(tscs, &vcpus, hardware.features.tsc_khz)
+        .map_err(|TscFault { vcpu, reason }| refused(&tsc_id(vcpu), reason))
 }

@@ -8,7 +8,7 @@ use migrated_kernel::{get_sregs2, get_xsave, set_sregs2, set_xsave, xsave_size};
 use serde::{Deserialize, Serialize};
 
 use super::section::{decode, encode, from_raw, raw};
-use super::{Hardware, msrs, time};
+use super::{Hardware, msrs};
 use crate::error::KvmContext;
 
 /// A part of a vCPU's state: a section each.
@@ -24,7 +24,7 @@ pub(super) enum CpuPart {
     Xsave,
     /// The local APIC.
     Lapic,
-    /// Model-specific registers, but for the TSC.
+    /// Model-specific registers, but for the TSC and its timer.
     Msrs,
     /// Exceptions and interrupts on their way.
     Events,
@@ -32,14 +32,12 @@ pub(super) enum CpuPart {
     Debugregs,
     /// Running, halted, or waiting for a start-up IPI.
     MpState,
-    /// The TSC and the timer that waits for it.
-    Tsc,
 }
 
 impl CpuPart {
     /// Reading `MpState` and `Events` first matters: KVM then acts on a start-up IPI that came, and puts
     /// an exception's payload into the registers that the others read.
-    pub(super) const SAVE_ORDER: [Self; 10] = [
+    pub(super) const SAVE_ORDER: [Self; 9] = [
         Self::MpState,
         Self::Events,
         Self::Regs,
@@ -49,14 +47,12 @@ impl CpuPart {
         Self::Lapic,
         Self::Msrs,
         Self::Debugregs,
-        Self::Tsc,
     ];
 
     /// Each part finds what it depends on: `Xsave` the components that `Xcrs` allows, `Lapic` the APIC
     /// mode of `Sregs`, `Msrs` the CPU that CPUID promised. `Regs` comes before `Events`, because
-    /// setting registers drops a pending exception. `Tsc` is last, since its deadline is meant in
-    /// the TSC's new terms and programs the timer of the restored `Lapic`.
-    pub(super) const RESTORE_ORDER: [Self; 10] = [
+    /// setting registers drops a pending exception. The TSC follows when all vCPUs have these.
+    pub(super) const RESTORE_ORDER: [Self; 9] = [
         Self::Regs,
         Self::Sregs,
         Self::Xcrs,
@@ -66,7 +62,6 @@ impl CpuPart {
         Self::Events,
         Self::Debugregs,
         Self::MpState,
-        Self::Tsc,
     ];
 
     pub(super) fn id(self, vcpu: usize) -> SectionId {
@@ -80,7 +75,6 @@ impl CpuPart {
             Self::Events => "cpu-events",
             Self::Debugregs => "cpu-debugregs",
             Self::MpState => "cpu-mp-state",
-            Self::Tsc => "cpu-tsc",
         };
         SectionId { kind: kind.into(), instance: vcpu as u32, version: 1 }
     }
@@ -96,7 +90,6 @@ impl CpuPart {
             Self::Events => raw(&vcpu.get_vcpu_events().guest("KVM_GET_VCPU_EVENTS")?),
             Self::Debugregs => raw(&vcpu.get_debug_regs().guest("KVM_GET_DEBUGREGS")?),
             Self::MpState => raw(&vcpu.get_mp_state().guest("KVM_GET_MP_STATE")?),
-            Self::Tsc => encode(&time::Tsc::save(vcpu, hardware.features.tsc_khz)?),
         })
     }
 
@@ -113,7 +106,6 @@ impl CpuPart {
             Self::Events => vcpu.set_vcpu_events(&from_raw::<kvm_vcpu_events>(data)?),
             Self::Debugregs => vcpu.set_debug_regs(&from_raw::<kvm_debugregs>(data)?),
             Self::MpState => vcpu.set_mp_state(from_raw::<kvm_mp_state>(data)?),
-            Self::Tsc => return decode::<time::Tsc>(data)?.restore(vcpu, hardware.features.tsc_khz),
         }
         .map_err(|error| format!("KVM refused it: {error}"))
     }

@@ -5,8 +5,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use migrated_guest::RingHarvester;
 
 use super::Vcpu;
-use crate::gate::{Gate, GuestEnd};
+use crate::gate::{Entry, Gate, GuestEnd};
 use crate::ports::{PortWrite, Ports};
+use crate::state::forgive_pause;
 
 /// Whoever serves the guest's exits.
 #[derive(Debug)]
@@ -18,8 +19,13 @@ pub(crate) struct Exits {
 
 /// The life of a vCPU's thread.
 pub(crate) fn run(index: usize, vcpu: &Vcpu, gate: &Gate, exits: &Exits) {
-    while gate.enter(index) {
-        let end = run_until_stopped(&mut vcpu.lock(), index, gate, exits);
+    while let Entry::Run { after_pause } = gate.enter(index) {
+        let mut vcpu = vcpu.lock();
+        if after_pause && let Err(error) = forgive_pause(&vcpu) {
+            tracing::warn!("vCPU {index} can't be told of its pause, its watchdogs may complain: {error}");
+        }
+        let end = run_until_stopped(&mut vcpu, index, gate, exits);
+        drop(vcpu);
         // The end is known before the vCPU counts as stopped: whoever paused it learns of it.
         if let Some(end) = end {
             tracing::warn!("vCPU {index} ended the guest: {end}");
