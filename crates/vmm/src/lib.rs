@@ -26,7 +26,7 @@ pub use console::{CONSOLE_CAPACITY, Console};
 pub use cpu::{CpuDifference, CpuError, cpu_differences};
 pub use error::VmmError;
 pub use gate::{GuestEnd, RunState};
-pub use host::HostKvm;
+pub use host::{HostKvm, MAX_VCPUS};
 pub use machine::{BootContext, Vm};
 pub use memory::{HIGH_RAM_START, LOW_RAM_END, MemoryError, RAM_GRANULE};
 pub use migrate::{ClaimError, IncomingVm, PausedVm, RunningVm};

@@ -229,4 +229,17 @@ mod tests {
         assert!(check_fit(&params, low.into_iter()).is_err());
         assert_eq!(check_fit(&params, low.into_iter().chain([(4 << 30, 6 << 30)])), Ok(()));
     }
+
+    #[test]
+    fn a_working_set_that_fits_above_the_hole_lies_there() {
+        let arena = Arena::new([(1 << 20, 3 << 30), (4 << 30, 5 << 30)].into_iter());
+        let first = |parameters| {
+            let plan = Plan::new(&arena, &parse(parameters).unwrap()).unwrap();
+            assert!(plan.fill >= plan.hot + plan.hot_pages || plan.fill + plan.fill_pages <= plan.hot);
+            arena.address(plan.hot)
+        };
+        assert_eq!(first("hot=1G fill=2G"), 4 << 30);
+        assert!(first("hot=1028M") < 1 << 30, "it does not fit");
+        assert!(first("hot=8M fill=3G") < 1 << 30, "the fill needs a part of it");
+    }
 }

@@ -4,7 +4,9 @@
 //!
 //! Below 1 MiB lie what the VMM hands over and the counters, from 1 MiB the image. The rest is the
 //! *arena*: all RAM from 2 MiB up to the hole, then all RAM from 4 GiB, as one row of pages: page tables
-//! for all but the first GiB, the table of generations, the working set, the fill.
+//! for all but the first GiB, the table of generations, the working set, the fill. But a working set that fits above
+//! 4 GiB lies there, where that leaves the fill enough below the hole: a guest that has such RAM should use it, also when
+//! it writes little.
 
 use super::params::{PAGE_SIZE, Params};
 
@@ -89,11 +91,15 @@ impl Plan {
         let hot_pages = params.hot / PAGE_SIZE;
         let fill_pages = params.fill / PAGE_SIZE;
         let generations = arena.directories();
-        let hot = generations + (hot_pages * 8).div_ceil(PAGE_SIZE);
-        let fill = hot + hot_pages;
-        let needed = fill + fill_pages;
+        let tables_end = generations + (hot_pages * 8).div_ceil(PAGE_SIZE);
+        let needed = tables_end + hot_pages + fill_pages;
+        let (hot, fill) = if hot_pages <= arena.high_pages && tables_end + fill_pages <= arena.low_pages {
+            (arena.low_pages, tables_end)
+        } else {
+            (tables_end, tables_end + hot_pages)
+        };
         // The tables are used by address, not by page: they must not reach over the hole.
-        if hot > arena.low_pages || needed > arena.low_pages + arena.high_pages {
+        if tables_end > arena.low_pages || needed > arena.low_pages + arena.high_pages {
             return Err(needed);
         }
         Ok(Self { generations, hot, hot_pages, fill, fill_pages })

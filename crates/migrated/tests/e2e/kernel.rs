@@ -34,9 +34,15 @@ const CODE: [u8; 38] = [
 /// Goes on with the next letter while memory holds what was written, else stops.
 const AGAIN: [u8; 3] = [0x74, 0xe0, 0xf4]; // je to the out; hlt
 
-/// An ELF image of one segment with that code, taking `size` bytes of memory, and the PVH note.
+/// Prints that and breaks: an exception without a table to handle it.
+const BREAKS: &str = "last words";
+
+/// An ELF image of one segment with the alphabet's code, taking `size` bytes of memory, and the PVH note.
 fn image(size: u64) -> Vec<u8> {
-    let code = [&CODE[..], &AGAIN].concat();
+    image_of(&[&CODE[..], &AGAIN].concat(), size)
+}
+
+fn image_of(code: &[u8], size: u64) -> Vec<u8> {
     let mut image = vec![0; 0x1000 + code.len()];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"\x7fELF\x02\x01\x01"); // 64-bit, little endian
@@ -61,7 +67,7 @@ fn image(size: u64) -> Vec<u8> {
     }
     put(0x20c, b"Xen\0");
     put(0x210, &LOAD.to_le_bytes());
-    put(0x1000, &code);
+    put(0x1000, code);
     image
 }
 
@@ -138,4 +144,52 @@ fn a_kernel_larger_than_the_guest_leaves_nothing_behind() {
         lab.await_tidy();
         assert_eq!(lab.a.vm_dirs(), 0);
     }
+}
+
+#[test]
+fn a_kernel_that_triple_faults_leaves_its_console_and_can_be_deleted() {
+    require!(Kvm, Netns);
+    let mut lab = Lab::new();
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
+    BREAKS.bytes().for_each(|letter| code.extend([0xb0, letter, 0xee])); // mov al, letter; out dx, al
+    code.extend([0x0f, 0x0b]); // ud2
+    let kernel = file(&lab, "breaks", &image_of(&code, 0));
+    let kernel = kernel.to_str().unwrap();
+    lab.a.cli(&["vm", "create", "--name", "k", "--memory", "32M", "--kernel", kernel]);
+    wait_until("the crash", PATIENCE, || lab.a.vm("k").state == VmState::Crashed);
+    // It is as crashed to a daemon that was not there then.
+    for _ in 0..2 {
+        let shown = lab.a.vm("k");
+        assert_eq!(shown.state, VmState::Crashed);
+        assert!(shown.error.as_ref().is_some_and(|why| why.contains("triple fault")), "{shown:?}");
+        assert_eq!(console(&lab.a), BREAKS.as_bytes());
+        lab.a.kill_daemon();
+        lab.a.start_daemon();
+    }
+    let (_, why) = lab.a.cli_refused(&["migrate", "k", "--to", "b"]);
+    assert!(why.contains("crashed"), "{why}");
+    lab.a.cli(&["vm", "delete", "k"]);
+    lab.await_tidy();
+    assert_eq!((lab.a.vms(), lab.a.vm_dirs()), (Vec::new(), 0));
+}
+
+#[test]
+fn more_vcpus_than_there_can_be_are_refused_with_the_limit() {
+    require!(Kvm, Netns);
+    let lab = Lab::new();
+    let (code, why) = lab.a.cli_refused(&[
+        "vm",
+        "create",
+        "--name",
+        "k",
+        "--memory",
+        "64M",
+        "--vcpus",
+        "300",
+        "--workload",
+        "hot=1M",
+    ]);
+    assert!(why.contains("vcpus is 300") && why.contains("1 to 255"), "{code}: {why}");
+    lab.await_tidy();
+    assert_eq!(lab.a.vm_dirs(), 0);
 }

@@ -64,3 +64,28 @@ fn move_over(from: &Host, to: &Host, vm: &str, transport: TransportKind, verify:
     assert_eq!((theirs.state, &theirs.error), (record.state, &None), "{theirs:#?}");
     record
 }
+
+#[test]
+fn a_guest_with_ram_above_the_hole_moves_there_and_back() {
+    require!(Kvm, Netns);
+    let lab = Lab::new();
+    // 3 GiB below the hole, the rest from 4 GiB on, where its working set then lies. Hardly any of it is touched.
+    let parameters = "hot=32M rate=20000 content=random pattern=random";
+    let guest = Workload { name: "g", vcpus: 2, memory_mib: 3_584, parameters };
+    guest.create(&lab.a);
+    for there in [true, false] {
+        let (from, to) = lab.pair(there);
+        let record = move_over(from, to, "g", TransportKind::Tcp, Verify::Before);
+        assert_complete(&record, Verify::Before);
+        assert_eq!(record.ram.bytes, guest.memory_mib << 20);
+        assert!(
+            record.ram.pages_zero > (3 << 30) / 4096 && record.ram.pages_sent >= (32 << 20) / 4096,
+            "{record:#?}"
+        );
+        assert_runs_only("g", to, from);
+    }
+    let counters = assert_healthy(&lab.a, "g");
+    assert!(counters.passes > 0 && counters.writes > 0, "{counters:?}");
+    lab.a.cli(&["vm", "delete", "g"]);
+    lab.await_tidy();
+}
