@@ -6,14 +6,14 @@ use std::path::Path;
 
 use kvm_ioctls::Kvm;
 use migrated_cpuid::HostCpu;
-use migrated_vmm::HostKvm;
+use migrated_vmm::{HostKvm, MAX_VCPUS};
 
 use super::DaemonError;
 
 /// What matters of KVM before a VM is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvmFacts {
-    /// Most vCPUs of one VM.
+    /// Most vCPUs of one VM, by KVM's limit and ours.
     pub max_vcpus: u32,
 }
 
@@ -31,7 +31,7 @@ pub fn read_host_cpu(name: &str) -> Result<HostCpu, DaemonError> {
 /// Looks at the KVM of `device`.
 pub fn probe_kvm_at(device: &Path) -> Result<KvmFacts, DaemonError> {
     let max_vcpus = open_kvm(device)?.get_max_vcpus();
-    Ok(KvmFacts { max_vcpus: u32::try_from(max_vcpus).unwrap_or(u32::MAX) })
+    Ok(KvmFacts { max_vcpus: u32::try_from(max_vcpus).unwrap_or(u32::MAX).min(MAX_VCPUS) })
 }
 
 fn open_kvm(device: &Path) -> Result<Kvm, DaemonError> {
