@@ -61,13 +61,18 @@ pub enum FileError {
 pub struct ExitReport {
     /// What the VM ended as: `stopped`, `crashed`, `migrated_away` or `failed`.
     pub state: VmState,
-    /// Stable and machine-readable, e.g. `kernel_not_elf`, `shutdown`.
+    /// Stable and machine-readable, e.g. `kernel_not_elf`, `shutdown`, or [`ExitReport::RESET`].
     pub code: String,
     /// For people.
     pub message: String,
     /// The last migration's record: nobody may have been there to hear its end.
     #[serde(default)]
     pub record: Option<Box<MigrationRecord>>,
+}
+
+impl ExitReport {
+    /// The guest reset itself: whoever finds this boots it anew.
+    pub const RESET: &str = "reset";
 }
 
 /// The directory that a daemon and a VM process share.
@@ -146,6 +151,19 @@ impl VmDir {
     /// [`FileError::Io`].
     pub fn write_exit(&self, report: &ExitReport) -> Result<(), FileError> {
         write_json(&self.exit(), report)
+    }
+
+    /// Forgets why an earlier VM process ended, because another begins.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn clear_exit(&self) -> Result<(), FileError> {
+        match fs::remove_file(self.exit()) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(FileError::Io { path: self.exit(), source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Why the VM process ended, if it left word.

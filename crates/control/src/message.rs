@@ -12,7 +12,7 @@ use crate::{
 
 /// Version of the messages. A daemon and a VM process of different versions tell each other so and
 /// nothing else; the guest runs on.
-pub const CONTROL_VERSION: u32 = 4;
+pub const CONTROL_VERSION: u32 = 5;
 
 /// The first message of both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +73,8 @@ pub enum Request {
     Pause,
     /// Run all vCPUs.
     Resume,
+    /// Press the guest's power button. Answered when it is pressed, whatever the guest makes of it.
+    PressPowerButton,
     /// Destroy the guest and exit.
     Shutdown,
     /// Answered with [`Response::Console`].

@@ -43,6 +43,9 @@ pub struct BootPlan {
     /// host really gives, and is described as having `cpu`.
     #[serde(default)]
     pub simulated: bool,
+    /// The guest was here before and has reset itself.
+    #[serde(default)]
+    pub again: bool,
 }
 
 /// What the destination must know of a guest to judge, before anything moves, whether it can run there.

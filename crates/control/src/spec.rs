@@ -53,9 +53,9 @@ const fn one() -> u32 {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum BootSource {
-    /// A PVH ELF kernel from the host's file system.
+    /// A kernel from the host's file system: a PVH ELF image (vmlinux) or a bzImage (vmlinuz).
     Kernel {
-        /// Path of the ELF file.
+        /// Path of the kernel.
         kernel: String,
         /// Path of an initramfs.
         #[serde(default)]

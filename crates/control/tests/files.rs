@@ -56,7 +56,7 @@ fn start_and_exit_come_back_as_they_were_written() {
         tsc_khz: 2_600_000,
         saved_msrs: vec![0x3b],
     };
-    let plan = BootPlan { spec: spec.clone(), cpu, simulated: false };
+    let plan = BootPlan { spec: spec.clone(), cpu, simulated: false, again: false };
     dir.write_start(&VmStart::Boot(Box::new(plan.clone()))).unwrap();
     let start = dir.read_start().unwrap();
     assert_eq!(start.spec(), &spec);

@@ -78,6 +78,13 @@ fn elf_without_note() -> Vec<u8> {
     elf
 }
 
+/// A boot sector of something else than Linux.
+fn boot_sector() -> Vec<u8> {
+    let mut sector = vec![0; 4096];
+    sector[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    sector
+}
+
 #[test]
 fn kernels_that_cant_boot_are_refused_with_what_is_wrong_and_leave_nothing() {
     require!(Kvm);
@@ -88,8 +95,10 @@ fn kernels_that_cant_boot_are_refused_with_what_is_wrong_and_leave_nothing() {
     let cases = [
         (host.root.path().join("missing"), "file_unreadable"),
         (host.root.path().to_owned(), "file_unreadable"),
-        (host.file("empty", b""), "kernel_not_elf"),
-        (host.file("text", b"#!/bin/sh\necho no kernel\n"), "kernel_not_elf"),
+        (host.file("empty", b""), "not_a_kernel"),
+        (host.file("text", b"#!/bin/sh\necho no kernel\n"), "not_a_kernel"),
+        (host.file("cut", &elf_without_note()[..20]), "kernel_not_elf"),
+        (host.file("sector", &boot_sector()), "kernel_not_bzimage"),
         (host.file("note", &elf_without_note()), "kernel_without_pvh"),
     ];
     for (kernel, code) in cases {

@@ -28,8 +28,10 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 pub enum GuestEnd {
     /// It broke: a triple fault, or KVM could not go on. The reason in words.
     Crashed(String),
-    /// It switched itself off or asked for a reset.
+    /// It switched itself off.
     ShutDown,
+    /// It reset itself: whoever made it may boot it anew.
+    Reset,
 }
 
 impl fmt::Display for GuestEnd {
@@ -37,6 +39,7 @@ impl fmt::Display for GuestEnd {
         match self {
             Self::Crashed(reason) => write!(f, "it crashed: {reason}"),
             Self::ShutDown => f.write_str("it shut itself down"),
+            Self::Reset => f.write_str("it reset itself"),
         }
     }
 }
@@ -54,6 +57,8 @@ pub enum RunState {
     Crashed(String),
     /// It switched itself off.
     ShutDown,
+    /// It reset itself.
+    Reset,
     /// It runs elsewhere now and never again here.
     Retired,
 }
@@ -209,6 +214,7 @@ impl Gate {
             _ if objections.retired => RunState::Retired,
             Some(GuestEnd::Crashed(reason)) => RunState::Crashed(reason.clone()),
             Some(GuestEnd::ShutDown) => RunState::ShutDown,
+            Some(GuestEnd::Reset) => RunState::Reset,
             None if objections.not_started => RunState::Incoming,
             None if objections.none() => RunState::Running,
             None => RunState::Paused,

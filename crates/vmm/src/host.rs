@@ -16,8 +16,9 @@ use crate::error::KvmContext;
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-/// Most vCPUs of a VM, whatever KVM allows. An APIC id is a byte and 255 addresses all APICs (without KVM_CAP_X2APIC_API).
-pub const MAX_VCPUS: u32 = 255;
+/// Most vCPUs of a VM: an APIC id is a byte, 255 addresses all APICs (without KVM_CAP_X2APIC_API), and the table of
+/// processors needs one for the I/O APIC.
+pub const MAX_VCPUS: u32 = 254;
 
 /// An open `/dev/kvm` that can run guests.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 //! migration. `memory` says where RAM lies, `vcpu` runs guest code once `gate` lets it, `ports` and
 //! `serial` answer its I/O, `state` turns all of it into sections and back.
 
+mod acpi;
 pub mod boot;
 mod config;
 mod console;
@@ -11,6 +12,7 @@ mod cpu;
 mod error;
 mod gate;
 mod host;
+pub mod layout;
 mod machine;
 mod memory;
 mod migrate;
@@ -21,6 +23,7 @@ mod throttle;
 mod vcpu;
 pub mod workload;
 
+pub use acpi::pm::PowerButtonError;
 pub use config::{MemoryBacking, VmConfig};
 pub use console::{CONSOLE_CAPACITY, Console};
 pub use cpu::{CpuDifference, CpuError, cpu_differences};
@@ -28,5 +31,5 @@ pub use error::VmmError;
 pub use gate::{GuestEnd, RunState};
 pub use host::{HostKvm, MAX_VCPUS};
 pub use machine::{BootContext, Vm};
-pub use memory::{HIGH_RAM_START, LOW_RAM_END, MemoryError, RAM_GRANULE};
+pub use memory::{MemoryError, RAM_GRANULE};
 pub use migrate::{ClaimError, IncomingVm, PausedVm, RunningVm};

@@ -14,6 +14,7 @@ use migrated_kernel::MemorySlots;
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use crate::acpi::pm::{PowerButtonError, PowerManagement};
 use crate::boot::{BootError, BootPlan};
 use crate::error::KvmContext;
 use crate::gate::{Gate, GuestEnd, RunState};
@@ -153,6 +154,14 @@ impl Vm {
         self.machine.hardware.serial.write_input(bytes)
     }
 
+    /// Presses the guest's power button, as ACPI has one: what the guest makes of it is its own affair.
+    ///
+    /// # Errors
+    /// [`PowerButtonError`] when the guest doesn't run, or takes no notice.
+    pub fn press_power_button(&self) -> Result<(), PowerButtonError> {
+        self.machine.hardware.power.press_power_button(|| self.run_state() == RunState::Running)
+    }
+
     /// The guest's RAM.
     #[must_use]
     pub fn ram(&self) -> &GuestRam {
@@ -229,9 +238,10 @@ impl Machine {
         let gate = Arc::new(Gate::new(kickers));
         let throttler = Throttler::new(&vm, &vcpus, gate.clone())?;
         let serial = Arc::new(SerialPort::new(vm.clone(), console.clone()));
+        let power = Arc::new(PowerManagement::new(vm.clone()));
         let machine = Self {
             name: config.name,
-            hardware: Hardware { vm, vcpus, serial, features },
+            hardware: Hardware { vm, vcpus, serial, power, features },
             gate,
             ram,
             tracker: Mutex::new(tracker),
@@ -243,7 +253,7 @@ impl Machine {
             cpu,
             _slots: slots,
         };
-        let ports = Arc::new(Ports::new(machine.hardware.serial.clone()));
+        let ports = Arc::new(Ports::new(machine.hardware.serial.clone(), machine.hardware.power.clone()));
         for (index, vcpu) in machine.hardware.vcpus.iter().enumerate() {
             let exits = vcpu::Exits { ports: ports.clone(), ring_full: ring_full.clone() };
             vcpu::spawn(&machine.name, index, vcpu.clone(), machine.gate.clone(), exits)?;

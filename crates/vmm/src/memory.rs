@@ -15,13 +15,10 @@ use vm_memory::{
 };
 
 use crate::MemoryBacking;
+use crate::layout::{HIGH_RAM_START, LOW_RAM_END};
 
 /// RAM comes in this many bytes: a huge page, so that every backing can hold it.
 pub const RAM_GRANULE: u64 = 2 << 20;
-/// RAM below this guest-physical address; the rest of the first 4 GiB belongs to devices.
-pub const LOW_RAM_END: u64 = 3 << 30;
-/// RAM that found no room below goes on at this guest-physical address.
-pub const HIGH_RAM_START: u64 = 4 << 30;
 
 const SHMEM_THP: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const ANON_THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";

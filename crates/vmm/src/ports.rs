@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::serial::{COM1, PORTS, SerialPort};
+use crate::acpi::pm::PowerManagement;
+use crate::layout::{COM1, COM1_PORTS, PM_BASE, PM_PORTS};
+use crate::serial::SerialPort;
 
 /// The keyboard controller's command port, which PCs are reset by.
 const I8042_COMMAND: u16 = 0x64;
@@ -18,27 +20,31 @@ pub(crate) enum PortWrite {
     Done,
     /// The guest resets itself.
     Reset,
+    /// The guest switches itself off.
+    PowerOff,
 }
 
 /// All ports with somebody behind them.
 #[derive(Debug)]
 pub(crate) struct Ports {
     serial: Arc<SerialPort>,
+    power: Arc<PowerManagement>,
 }
 
 impl Ports {
-    pub(crate) fn new(serial: Arc<SerialPort>) -> Self {
-        Self { serial }
+    pub(crate) fn new(serial: Arc<SerialPort>, power: Arc<PowerManagement>) -> Self {
+        Self { serial, power }
     }
 
-    /// `data` is one access, or a string instruction's several to the same port; all devices here are
-    /// a byte wide, so both are bytes one after another.
+    /// `data` is one access, or a string instruction's several to the same port. The serial port is a byte wide, so
+    /// both are bytes one after another; what a string instruction does to wider registers is the guest's own affair.
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         match port {
-            COM1.. if port - COM1 < PORTS => {
+            COM1.. if port - COM1 < COM1_PORTS => {
                 let register = (port - COM1) as u8;
                 data.iter_mut().for_each(|byte| *byte = self.serial.read(register));
             }
+            PM_BASE.. if port - PM_BASE < PM_PORTS => self.power.read(port - PM_BASE, data),
             // No key, no output waiting, so that a reset by keyboard controller goes ahead at once.
             I8042_COMMAND | I8042_DATA => data.fill(0),
             _ => data.fill(0xff),
@@ -47,11 +53,12 @@ impl Ports {
 
     pub(crate) fn write(&self, port: u16, data: &[u8]) -> PortWrite {
         match port {
-            COM1.. if port - COM1 < PORTS => {
+            COM1.. if port - COM1 < COM1_PORTS => {
                 let register = (port - COM1) as u8;
                 data.iter().for_each(|byte| self.serial.write(register, *byte));
                 PortWrite::Done
             }
+            PM_BASE.. if port - PM_BASE < PM_PORTS => self.power.write(port - PM_BASE, data),
             I8042_COMMAND if data.contains(&I8042_RESET) => PortWrite::Reset,
             _ => PortWrite::Done,
         }

@@ -11,13 +11,8 @@ use vm_superio::serial::{NoEvents, SerialState as Registers};
 use vm_superio::{Serial, Trigger};
 
 use crate::Console;
+use crate::layout::COM1_IRQ;
 
-/// First I/O port of COM1.
-pub const COM1: u16 = 0x3f8;
-/// I/O ports that a 16550 has.
-pub const PORTS: u16 = 8;
-/// COM1's interrupt line.
-const IRQ: u32 = 4;
 /// Input that waits for the guest to take it; more is refused.
 const INPUT_LIMIT: usize = 64 << 10;
 
@@ -32,8 +27,8 @@ impl Trigger for IrqLine {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.set_irq_line(IRQ, true)?;
-        self.0.set_irq_line(IRQ, false)?;
+        self.0.set_irq_line(COM1_IRQ, true)?;
+        self.0.set_irq_line(COM1_IRQ, false)?;
         Ok(())
     }
 }

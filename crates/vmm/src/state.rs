@@ -18,6 +18,7 @@ use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use migrated_guest::{GuestError, SectionId, StateSection};
 use serde::{Deserialize, Serialize};
 
+use crate::acpi::pm::PowerManagement;
 use crate::error::KvmContext;
 use crate::serial::SerialPort;
 use crate::vcpu::Vcpu;
@@ -35,6 +36,7 @@ pub(crate) struct Hardware {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) serial: Arc<SerialPort>,
+    pub(crate) power: Arc<PowerManagement>,
     pub(crate) features: Features,
 }
 

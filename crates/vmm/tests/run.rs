@@ -9,7 +9,7 @@ use guest::{
 };
 use migrated_guest::{Guest, GuestError, PausedGuest};
 use migrated_testkit::require;
-use migrated_vmm::{ClaimError, GuestEnd, RunState, Vm, VmmError};
+use migrated_vmm::{ClaimError, GuestEnd, PowerButtonError, RunState, Vm, VmmError};
 
 #[test]
 fn vcpus_run_stop_and_run_on() {
@@ -63,10 +63,27 @@ fn the_crash_of_one_vcpu_stops_the_others() {
 }
 
 #[test]
-fn a_keyboard_controller_reset_is_a_shutdown() {
+fn a_guest_resets_itself_by_keyboard_controller_and_by_acpi() {
     require!(Kvm);
-    let vm = run(config(1), &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe]);
-    wait_until("the reset", || vm.run_state() == RunState::ShutDown);
+    // `mov al, 0xfe; out 0x64, al; jmp $` and `mov dx, 0x606; mov al, 1; out dx, al; jmp $`
+    let keyboard = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe][..];
+    let acpi = &[0x66, 0xba, 0x06, 0x06, 0xb0, 0x01, 0xee, 0xeb, 0xfe][..];
+    for code in [keyboard, acpi] {
+        let vm = run(config(1), code);
+        let (sender, ended) = mpsc::channel();
+        vm.on_end(move |end| sender.send(end.clone()).unwrap());
+        assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), GuestEnd::Reset);
+        assert_eq!(vm.run_state(), RunState::Reset);
+    }
+}
+
+#[test]
+fn a_guest_switches_itself_off_by_acpi() {
+    require!(Kvm);
+    // `mov dx, 0x604; mov ax, 0x3400; out dx, ax; jmp $`
+    let vm = run(config(1), &[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef, 0xeb, 0xfe]);
+    wait_until("the end", || vm.run_state() == RunState::ShutDown);
+    assert_eq!(vm.press_power_button(), Err(PowerButtonError::NotRunning));
 }
 
 #[test]
@@ -118,7 +135,7 @@ fn whoever_wants_the_guest_stopped_has_it_stopped() {
 #[test]
 fn impossible_numbers_of_vcpus_are_refused() {
     require!(Kvm);
-    for vcpus in [0, 1_000_000] {
+    for vcpus in [0, 255, 300, 1_000_000] {
         let Err(VmmError::Vcpus { wanted, max }) = Vm::create(config(vcpus), |_, _| unreachable!()) else {
             panic!("{vcpus} vCPUs were taken");
         };

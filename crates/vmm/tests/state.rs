@@ -5,14 +5,15 @@ mod guest;
 use std::sync::OnceLock;
 
 use guest::{
-    COUNT, ECHO, PATIENCE, RAM, config, copy, copy_ram, counter, migrate, pause, run, wait_for_progress,
-    wait_until,
+    CODE, COUNT, COUNTERS, ECHO, PATIENCE, RAM, config, copy, copy_ram, counter, migrate, pause, run,
+    wait_for_progress, wait_until,
 };
 use migrated_cpuid::{CpuidEntry, GuestCpu, Registers};
 use migrated_guest::{Guest, GuestError, IncomingGuest, PausedGuest, StateSection};
 use migrated_testkit::capability::Capability;
 use migrated_testkit::require;
-use migrated_vmm::{RunState, Vm, VmConfig};
+use migrated_vmm::boot::{BootPlan, BootProtocol};
+use migrated_vmm::{PowerButtonError, RunState, Vm, VmConfig};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use vm_memory::{Bytes, GuestAddress};
@@ -75,6 +76,38 @@ fn a_guest_that_its_owner_paused_arrives_paused() {
     assert_eq!(moved.run_state(), RunState::Paused);
     moved.resume().unwrap();
     wait_for_progress(&moved, 1);
+}
+
+/// Enables the power button's event, and writes each byte of a status that is not zero to the counter and clears it:
+/// `mov dx, 0x602; mov ax, 0x100; out dx, ax; mov dx, 0x600; 1: in ax, dx; test ax, ax; jz 1b; mov [0x8000], ax;
+/// out dx, ax; jmp 1b`, which begins with waiting until the counter is not 7: `0: cmp byte [0x8000], 7; je 0b`.
+const BUTTON: &[u8] = &[
+    0x66, 0xba, 0x02, 0x06, 0x66, 0xb8, 0x00, 0x01, 0x66, 0xef, 0xfe, 0x05, 0x04, 0x80, 0x00, 0x00, 0x80,
+    0x3d, 0x00, 0x80, 0x00, 0x00, 0x07, 0x74, 0xf7, 0x66, 0xba, 0x00, 0x06, 0x66, 0xed, 0x66, 0x85, 0xc0,
+    0x74, 0xf9, 0x66, 0xa3, 0x00, 0x80, 0x00, 0x00, 0x66, 0xef, 0xeb, 0xef,
+];
+
+#[test]
+fn a_pressed_power_button_arrives_with_the_guest() {
+    require!(Kvm);
+    let vm = run(config(1), COUNT);
+    assert_eq!(vm.press_power_button(), Err(PowerButtonError::Ignored));
+    let vm = Vm::create(config(1), |memory, _| {
+        memory.write_slice(BUTTON, GuestAddress(CODE)).unwrap();
+        memory.write_obj(7u32, GuestAddress(COUNTERS)).unwrap();
+        Ok(BootPlan { entry: CODE, protocol: BootProtocol::Pvh, info: 0, ap_entry: None })
+    })
+    .unwrap();
+    wait_until("the button is enabled", || counter(&vm, 1) == 1);
+    vm.press_power_button().unwrap();
+    let moved = migrate(&vm, config(1));
+    assert_eq!(vm.press_power_button(), Err(PowerButtonError::NotRunning));
+    // It has not looked yet, and sees the button pressed; having cleared it, it sees no second press.
+    moved.write_guest(GuestAddress(COUNTERS), &0u32.to_le_bytes()).unwrap();
+    wait_until("the guest sees the button", || counter(&moved, 0) == 0x100);
+    moved.write_guest(GuestAddress(COUNTERS), &0u32.to_le_bytes()).unwrap();
+    moved.press_power_button().unwrap();
+    wait_until("the guest sees it again", || counter(&moved, 0) == 0x100);
 }
 
 #[test]

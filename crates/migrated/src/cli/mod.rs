@@ -10,6 +10,7 @@ mod plan;
 pub mod postcopy;
 mod predicted;
 pub mod progress;
+mod shutdown;
 mod throttle;
 mod vm;
 mod workload;

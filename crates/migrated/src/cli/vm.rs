@@ -10,6 +10,7 @@ use migrated_api::{BootSource, MemoryBacking, Vm, VmList, VmSpec};
 use super::cpu::list::wrapped;
 use super::cpu::source::baseline_spec;
 use super::output::{Output, table};
+use super::shutdown::{self, ShutdownArgs};
 use crate::client::ApiClient;
 use crate::units;
 
@@ -28,6 +29,8 @@ pub enum VmCommand {
     Pause(VmArg),
     /// Run a paused VM's vCPUs.
     Resume(VmArg),
+    /// Press a VM's power button and wait until the guest has shut down.
+    Shutdown(ShutdownArgs),
     /// End a VM and remove everything of it.
     Delete(VmArg),
     /// Read a VM's console, or write to it.
@@ -71,7 +74,7 @@ struct BootArgs {
     /// Boot the built-in workload guest with these parameters, e.g. 'hot=128M rate=10000 pattern=random'.
     #[arg(long, value_name = "PARAMETERS", conflicts_with_all = ["kernel", "initramfs", "cmdline"])]
     workload: Option<String>,
-    /// Boot this PVH ELF kernel, a file of the host's.
+    /// Boot this kernel, a file of the host's: a vmlinuz (bzImage), or a vmlinux with a PVH entry point.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Initramfs for the kernel.
@@ -161,6 +164,7 @@ pub async fn run(client: &ApiClient, output: Output, command: VmCommand) -> Resu
             let vm: Vm = client.post_empty(&format!("/v1/vms/{vm}/resume")).await?;
             output.value(&vm, |vm| format!("{} {}", vm.name, vm.state))
         }
+        VmCommand::Shutdown(args) => shutdown::run(client, output, args).await,
         VmCommand::Delete(VmArg { vm }) => Ok(client.delete(&format!("/v1/vms/{vm}")).await?),
         VmCommand::Console(args) => console(client, args).await,
     }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use migrated_api::{HostCpuReport, Reason, VmCpu};
 use migrated_control::{VmSpec, VmStart};
 use migrated_cpuid::{BaselineError, BaselineSpec, CpuDump, FeatureSet, GuestCpu, HostCpu};
-use migrated_vmm::{HIGH_RAM_START, LOW_RAM_END};
+use migrated_vmm::layout::{HIGH_RAM_START, LOW_RAM_END};
 use parking_lot::Mutex;
 
 use super::store::Store;

@@ -1,5 +1,5 @@
 use migrated_api::{MigrationRecord, VmState};
-use migrated_control::{ControlError, ErrorKind, VmDir};
+use migrated_control::{ControlError, ErrorKind, ExitReport, VmDir};
 
 /// How a VM process ended, as far as that can be known.
 #[derive(Clone, Debug)]
@@ -27,6 +27,11 @@ impl Death {
             None => format!("the VM process ended: {how}"),
         };
         Self { state: VmState::Failed, code: "vm_process_died".into(), reason, record: None }
+    }
+
+    /// Whether the guest wants to begin anew.
+    pub fn is_reset(&self) -> bool {
+        self.state == VmState::Stopped && self.code == ExitReport::RESET
     }
 
     /// As the reason why the VM could not be made.

@@ -51,6 +51,11 @@ pub enum DaemonError {
         /// Which states would do.
         wanted: &'static str,
     },
+    /// A guest without ACPI.
+    #[error(
+        "the guest of VM {0} is the built-in workload, which has no power button; delete the VM to end it"
+    )]
+    NoPowerButton(String),
     /// A VM takes part in one migration at a time.
     #[error("VM {vm} is in migration {migration}; wait for its end, or cancel it")]
     MigrationInProgress {
@@ -178,6 +183,7 @@ impl DaemonError {
             Self::Vm(error) => &error.code,
             Self::VmUnreachable { .. } => "vm_process_unreachable",
             Self::WrongState { .. } => "wrong_vm_state",
+            Self::NoPowerButton(_) => "guest_without_acpi",
             Self::MigrationInProgress { .. } => "migration_in_progress",
             Self::NotCancellable { .. } => "migration_not_cancellable",
             Self::RunsElsewhere { .. } => "guest_runs_elsewhere",

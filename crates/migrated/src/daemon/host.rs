@@ -13,7 +13,7 @@ use super::DaemonError;
 /// What matters of KVM before a VM is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvmFacts {
-    /// Most vCPUs of one VM.
+    /// Most vCPUs of one VM, by KVM's limit and ours.
     pub max_vcpus: u32,
 }
 

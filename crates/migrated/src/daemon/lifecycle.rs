@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_api::MigrationState;
-use migrated_control::{BootPlan, ClientError, ControlClient, Request, Response, VmSpec, VmStart, VmState};
+use migrated_control::{
+    BootPlan, BootSource, ClientError, ControlClient, Request, Response, VmSpec, VmStart, VmState,
+};
 
 use super::process::{Exit, ProcessId};
 use super::vm::Vm;
@@ -29,7 +31,7 @@ impl Daemon {
         }
         let cpu = self.cpu_for(&spec)?;
         let vm = self.register(new_id()?.to_string(), spec.clone(), VmState::Starting)?;
-        let plan = BootPlan { spec, cpu, simulated: self.is_simulated() };
+        let plan = BootPlan { spec, cpu, simulated: self.is_simulated(), again: false };
         self.launch(&vm, VmStart::Boot(Box::new(plan))).await?;
         Ok(vm)
     }
@@ -64,6 +66,19 @@ impl Daemon {
         };
         self.store.create_vm(&vm.dir, &vm.spec).map_err(local("its directory"))?;
         vm.dir.write_start(&start).map_err(|e| local("its start file")(std::io::Error::other(e)))?;
+        let client = self.start_process(vm).await?;
+        self.await_ready(vm, client).await
+    }
+
+    /// Starts a VM's process, whose directory is ready, and a supervisor for it. Gives the connection to it, or why
+    /// there is none: it may come yet.
+    pub(super) async fn start_process(
+        self: &Arc<Self>,
+        vm: &Arc<Vm>,
+    ) -> Result<Result<ControlClient, ClientError>, DaemonError> {
+        let local = |what: &str| {
+            DaemonError::local(format!("can't start the VM process of {}: {what}", vm.spec.name))
+        };
         let child = self.ground.vm_command.spawn(&vm.dir).map_err(local("its program"))?;
         let process = child.id().and_then(ProcessId::of);
         let mut exit = Exit::Child(child);
@@ -73,6 +88,10 @@ impl Daemon {
             return Err(vm.died());
         };
         vm.set_process(process.clone());
+        if vm.is_doomed() {
+            // Whoever deletes it found no process to end.
+            process.kill();
+        }
         self.store.write_process(&vm.dir, &process).map_err(local("its pid file"))?;
         let socket = vm.dir.control_socket();
         let connected = tokio::select! {
@@ -91,7 +110,7 @@ impl Daemon {
             Err(e) => (Err(e), None),
         };
         tokio::spawn(Arc::clone(self).supervise(Arc::clone(vm), events, exit));
-        self.await_ready(vm, client).await
+        Ok(client)
     }
 
     async fn await_ready(
@@ -126,6 +145,19 @@ impl Daemon {
         self.switch(vm, Request::Resume, VmState::Running).await
     }
 
+    /// Presses a VM's power button; what comes of it is the guest's affair.
+    pub async fn shut_down(&self, vm: &Vm) -> Result<(), DaemonError> {
+        if matches!(vm.spec.boot, BootSource::Workload { .. }) {
+            return Err(DaemonError::NoPowerButton(vm.spec.name.clone()));
+        }
+        let (state, _) = vm.state();
+        if state != VmState::Running {
+            let vm = vm.spec.name.clone();
+            return Err(DaemonError::WrongState { vm, state, wanted: "running" });
+        }
+        vm.client()?.perform(Request::PressPowerButton).await.map_err(|e| vm.failed(e))
+    }
+
     async fn switch(&self, vm: &Vm, request: Request, to: VmState) -> Result<(), DaemonError> {
         self.refuse_if_migrating(vm)?;
         let (state, _) = vm.state();
@@ -142,6 +174,7 @@ impl Daemon {
     pub async fn delete(&self, vm: &Vm) -> Result<(), DaemonError> {
         self.give_up_unresolved(vm);
         self.refuse_if_migrating(vm)?;
+        vm.doom();
         if !vm.is_gone() {
             let asked = match vm.client() {
                 Ok(client) => client.perform(Request::Shutdown).await.is_ok(),

@@ -21,6 +21,7 @@ mod peers;
 mod plan;
 mod postcopy;
 mod process;
+mod reset;
 mod resolve;
 mod spec;
 mod store;

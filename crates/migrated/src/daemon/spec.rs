@@ -37,7 +37,7 @@ pub fn faults(spec: &VmSpec, max_vcpus: u32) -> Vec<Reason> {
     fault(
         !(1..=max_vcpus).contains(&spec.vcpus),
         "invalid_vcpus",
-        format!("vcpus is {}; this host allows 1 to {max_vcpus}", spec.vcpus),
+        format!("vcpus is {}; a VM on this host has 1 to {max_vcpus}", spec.vcpus),
     );
     let cmdline = match &spec.boot {
         BootSource::Kernel { cmdline, .. } | BootSource::Workload { cmdline } => cmdline,

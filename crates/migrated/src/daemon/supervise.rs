@@ -199,12 +199,19 @@ impl Daemon {
                 self.end(migration, MigrationState::Failed, &death.code, death.reason);
             }
             self.forget(vm);
-        } else if before != VmState::Starting {
+        } else if before != VmState::Starting || vm.was_reset() {
             // Its process's memory is gone, whatever else it was.
             let state = if death.state == VmState::Stopped { death.state } else { VmState::Failed };
-            vm.set_state(state, Some(death.reason.clone()));
+            let again = death.is_reset() && !vm.is_doomed();
+            if !again {
+                vm.set_state(state, Some(death.reason.clone()));
+            }
             if let Some(migration) = migration {
                 self.end_after_death(vm, &migration, death);
+            }
+            if again {
+                self.end_arrivals(vm);
+                return self.reboot(vm);
             }
         }
         // Else whoever is making it reports that and clears it away.
@@ -247,7 +254,13 @@ impl Daemon {
                 | MigrationState::Indeterminate
         );
         let follow = migration.pages_follow();
-        if migration.role() == RecordRole::Source && (perhaps_committed || follow) {
+        if death.is_reset() && migration.role() == RecordRole::Source && !follow {
+            // It ran here until then, so it was not committed; and it will run here again.
+            let message = "the guest reset itself; move it when it has booted again";
+            self.end(migration, MigrationState::Failed, "guest_reset", message);
+            let (daemon, migration) = (Arc::clone(self), Arc::clone(migration));
+            tokio::spawn(async move { daemon.release_peer(&migration).await });
+        } else if migration.role() == RecordRole::Source && (perhaps_committed || follow) {
             if follow {
                 self.note_lost_source(migration, &death.reason);
             }

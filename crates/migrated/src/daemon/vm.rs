@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use migrated_control::{ControlClient, VmDir, VmSpec, VmState};
 use parking_lot::Mutex;
@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::DaemonError;
 use super::death::Death;
 use super::process::ProcessId;
+use super::reset::{Resets, TooManyResets};
 
 /// One VM and what the daemon knows of its process.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub struct Vm {
     live: Mutex<Live>,
     gone: watch::Sender<bool>,
     forgotten: AtomicBool,
+    doomed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -31,12 +33,21 @@ struct Live {
     client: Option<ControlClient>,
     migration: Option<String>,
     death: Option<Death>,
+    resets: Resets,
 }
 
 impl Vm {
     /// A VM without a process.
     pub fn new(id: String, spec: VmSpec, dir: VmDir, state: VmState) -> Self {
-        let live = Live { state, reason: None, process: None, client: None, migration: None, death: None };
+        let live = Live {
+            state,
+            reason: None,
+            process: None,
+            client: None,
+            migration: None,
+            death: None,
+            resets: Resets::default(),
+        };
         Self {
             id,
             spec,
@@ -44,6 +55,7 @@ impl Vm {
             live: Mutex::new(live),
             gone: watch::Sender::new(false),
             forgotten: AtomicBool::new(false),
+            doomed: AtomicBool::new(false),
         }
     }
 
@@ -105,6 +117,30 @@ impl Vm {
     /// Its process has ended.
     pub fn set_death(&self, death: Death) {
         self.live.lock().death = Some(death);
+    }
+
+    /// The guest has reset itself: it waits for another process, unless it has done so too often. Whoever waits for
+    /// its end goes on waiting.
+    pub fn note_reset(&self) -> Result<(), TooManyResets> {
+        let mut live = self.live.lock();
+        live.resets.note(Instant::now())?;
+        (live.process, live.client) = (None, None);
+        Ok(())
+    }
+
+    /// Whether the process that it has, or is about to have, is one that boots it anew after a reset.
+    pub fn was_reset(&self) -> bool {
+        self.live.lock().resets.any()
+    }
+
+    /// It is to end: no process may be started for it any more.
+    pub fn doom(&self) {
+        self.doomed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it is to end.
+    pub fn is_doomed(&self) -> bool {
+        self.doomed.load(Ordering::SeqCst)
     }
 
     /// Its process is gone and so is everything that had to go with it: nobody waits any longer.

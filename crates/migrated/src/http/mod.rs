@@ -55,6 +55,7 @@ fn declared() -> OpenApiRouter<Arc<Daemon>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(vms::list, vms::create))
         .routes(routes!(vms::show, vms::delete))
+        .routes(routes!(vms::shut_down))
         .routes(routes!(vms::pause))
         .routes(routes!(vms::resume))
         .routes(routes!(console::read, console::write))

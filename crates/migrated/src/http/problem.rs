@@ -50,6 +50,7 @@ fn status(error: &DaemonError) -> StatusCode {
         | DaemonError::IdTaken(_)
         | DaemonError::NoRoom(_)
         | DaemonError::WrongState { .. }
+        | DaemonError::NoPowerButton(_)
         | DaemonError::MigrationInProgress { .. }
         | DaemonError::NotCancellable { .. }
         | DaemonError::RunsElsewhere { .. }

@@ -69,6 +69,24 @@ pub async fn delete(State(daemon): State<Arc<Daemon>>, Key(key): Key) -> Result<
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Presses a VM's power button (ACPI). The guest decides what comes of it; the VM is `stopped` when it has shut down.
+#[utoipa::path(
+    post, path = "/v1/vms/{vm}/shutdown", tag = "vms", operation_id = "shut_down_vm",
+    params(("vm" = String, Path, description = "Name or id of the VM")),
+    responses(
+        (status = 202, description = "The button is pressed", body = Vm),
+        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub async fn shut_down(
+    State(daemon): State<Arc<Daemon>>,
+    Key(key): Key,
+) -> Result<(StatusCode, axum::Json<Vm>), ApiError> {
+    let vm = daemon.vm(&key)?;
+    daemon.shut_down(&vm).await?;
+    Ok((StatusCode::ACCEPTED, axum::Json(daemon.show(&vm).await)))
+}
+
 /// Stops a VM's vCPUs.
 #[utoipa::path(
     post, path = "/v1/vms/{vm}/pause", tag = "vms", operation_id = "pause_vm",

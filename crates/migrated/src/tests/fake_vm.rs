@@ -105,7 +105,7 @@ impl FakeVm {
     }
 
     fn does(&self, word: &str) -> bool {
-        let BootSource::Workload { cmdline } = &self.start.spec().boot else { return false };
+        let (BootSource::Workload { cmdline } | BootSource::Kernel { cmdline, .. }) = &self.start.spec().boot;
         cmdline.split(' ').any(|is| is == word)
     }
 
@@ -329,6 +329,7 @@ impl VmService for Service {
             }
             Request::Pause => vm.set_state(VmState::Paused),
             Request::Resume => vm.set_state(VmState::Running),
+            Request::PressPowerButton => vm.exit(VmState::Stopped, "shutdown"),
             Request::Shutdown => vm.exit(VmState::Stopped, "shutdown"),
             Request::ConsoleRead { from, max, .. } => {
                 return Ok(Response::Console(vm.console.lock().read(from, max as usize).unwrap()));

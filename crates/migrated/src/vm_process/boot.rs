@@ -14,6 +14,7 @@ use super::{errors, process::Process};
 pub fn start(process: &Arc<Process>, plan: &BootPlan) {
     match boot(process, plan) {
         Ok(vm) => process.ready(&vm, Vec::new()),
+        Err(error) if plan.again => process.cannot_again(errors::of_vmm(&error)),
         Err(error) => process.cannot(errors::of_vmm(&error)),
     }
 }
@@ -24,7 +25,7 @@ fn boot(process: &Process, plan: &BootPlan) -> Result<Vm, VmmError> {
     Vm::create(config, |memory, context| match &plan.spec.boot {
         BootSource::Kernel { kernel, initramfs, cmdline } => {
             let initramfs = initramfs.as_deref().map(Path::new);
-            boot::load_pvh_file(memory, Path::new(kernel), initramfs, cmdline, context.vcpus)
+            boot::load_kernel_file(memory, Path::new(kernel), initramfs, cmdline, context.vcpus)
         }
         BootSource::Workload { cmdline } => {
             boot::load_workload(memory, cmdline, context.vcpus, context.tsc_khz)

@@ -26,7 +26,9 @@ pub fn of_vmm(error: &VmmError) -> ControlError {
 const fn code_of_boot(error: &BootError) -> &'static str {
     match error {
         BootError::File { .. } => "file_unreadable",
+        BootError::NotKernel { .. } => "not_a_kernel",
         BootError::NotElf { .. } => "kernel_not_elf",
+        BootError::NotBzImage { .. } => "kernel_not_bzimage",
         BootError::NoPvhNote { .. } => "kernel_without_pvh",
         BootError::KernelTooLarge { .. } => "kernel_too_large",
         BootError::InitramfsTooLarge { .. } => "initramfs_too_large",

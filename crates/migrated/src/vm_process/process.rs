@@ -74,12 +74,19 @@ impl Process {
 
     /// The VM can't be made: whoever waits hears it, and the process ends.
     pub fn cannot(&self, error: ControlError) {
-        let report = ExitReport {
-            state: VmState::Failed,
-            code: error.code.clone(),
-            message: error.message.clone(),
-            record: None,
-        };
+        self.cannot_and(VmState::Failed, error);
+    }
+
+    /// The guest has reset itself and can't boot again: it stays off.
+    pub fn cannot_again(&self, mut error: ControlError) {
+        error.message =
+            format!("the guest reset itself and can't boot again on this host: {}", error.message);
+        self.cannot_and(VmState::Stopped, error);
+    }
+
+    fn cannot_and(&self, state: VmState, error: ControlError) {
+        let report =
+            ExitReport { state, code: error.code.clone(), message: error.message.clone(), record: None };
         *self.made.lock() = Some(Err(error));
         self.made_now.notify_all();
         self.end(report);
@@ -124,6 +131,8 @@ impl Process {
             Some(RunState::Paused) => (VmState::Paused, None),
             Some(RunState::Crashed(reason)) => (VmState::Crashed, Some(reason)),
             Some(RunState::ShutDown) => (VmState::Stopped, None),
+            // For as long as this process still takes to say so and leave: the daemon boots it anew.
+            Some(RunState::Reset) => (VmState::Running, Some("the guest resets itself".into())),
             Some(RunState::Retired) => (VmState::MigratedAway, None),
         }
     }
@@ -136,15 +145,20 @@ impl Process {
 
     /// The guest stopped by itself. A crashed one is kept for a look at its memory and console.
     fn guest_ended(&self, end: &GuestEnd) {
-        self.announce();
+        let (code, message) = match end {
+            GuestEnd::Crashed(_) => return self.announce(),
+            GuestEnd::ShutDown => ("shutdown", "the guest shut itself down"),
+            GuestEnd::Reset => (ExitReport::RESET, "the guest reset itself"),
+        };
         if *end == GuestEnd::ShutDown {
-            self.end(ExitReport {
-                state: VmState::Stopped,
-                code: "shutdown".into(),
-                message: "the guest shut itself down".into(),
-                record: None,
-            });
+            self.announce();
         }
+        self.end(ExitReport {
+            state: VmState::Stopped,
+            code: code.into(),
+            message: message.into(),
+            record: None,
+        });
     }
 
     /// Ends the process; the first reason counts.

@@ -7,7 +7,7 @@ use migrated_control::{
 };
 use migrated_engine::{MigrationState, RecordError};
 use migrated_guest::GuestError;
-use migrated_vmm::Vm;
+use migrated_vmm::{PowerButtonError, Vm};
 use migrated_wire::{CommitOutcome, MigrationId};
 
 use super::migration::{Active, resolution};
@@ -43,6 +43,7 @@ impl VmService for Service {
             }
             Request::Pause => self.switch(Vm::pause),
             Request::Resume => self.switch(Vm::resume),
+            Request::PressPowerButton => self.press_power_button(),
             Request::Shutdown => {
                 process.end(ExitReport {
                     state: VmState::Stopped,
@@ -106,6 +107,17 @@ impl Service {
         })?;
         self.process.announce();
         Ok(Response::Done)
+    }
+
+    fn press_power_button(&self) -> Result<Response, ControlError> {
+        let pressed = self.vm()?.press_power_button();
+        pressed.map(|()| Response::Done).map_err(|error| {
+            let code = match error {
+                PowerButtonError::NotRunning => "guest_not_running",
+                PowerButtonError::Ignored => "power_button_ignored",
+            };
+            errors::conflict(code, error.to_string())
+        })
     }
 
     fn with_migration<T>(

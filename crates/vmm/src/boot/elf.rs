@@ -1,12 +1,12 @@
-//! The kernel's image: its segments and its PVH entry point.
+//! An ELF kernel: its segments and its PVH entry point.
 
 use object::LittleEndian;
 use object::elf::{EM_X86_64, FileHeader64, NoteType, PT_LOAD, ProgramHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::handover::KERNEL_MIN;
 use super::{BootError, Memory};
+use crate::layout::HIGH_MEMORY;
 
 /// Note of a kernel's 32-bit entry point (xen/include/public/elfnote.h).
 const XEN_ELFNOTE_PHYS32_ENTRY: NoteType = NoteType(18);
@@ -68,7 +68,7 @@ impl<'a> Kernel<'a> {
     pub fn check_place(&self, memory: &Memory, name: &str, ram: u64) -> Result<(), BootError> {
         for Segment { address, size, .. } in &self.segments {
             let end = address.saturating_add(*size);
-            if *address < KERNEL_MIN {
+            if *address < HIGH_MEMORY {
                 let occupant = "the boot information below 1 MiB";
                 return Err(BootError::Overlap { kernel: name.into(), start: *address, end, occupant });
             }

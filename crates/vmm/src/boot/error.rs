@@ -2,6 +2,26 @@ use thiserror::Error;
 
 use crate::workload::WorkloadError;
 
+/// What is wrong with a bzImage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BzImageFault {
+    /// A boot sector without Linux's header.
+    #[error("it has no header (\"HdrS\" at byte 0x202)")]
+    NoHeader,
+    /// The boot protocol is from before it said where the kernel may run and how much room it takes there.
+    #[error("its boot protocol is {}.{:02}, and at least 2.10 is needed", version >> 8, version & 0xff)]
+    TooOld {
+        /// The protocol's version, major in the high byte.
+        version: u16,
+    },
+    /// A zImage, which runs below 1 MiB and begins in real mode.
+    #[error("it must be loaded low and entered in real mode (LOADED_HIGH is not set)")]
+    LoadedLow,
+    /// The file ends before its kernel begins.
+    #[error("it is cut short")]
+    CutShort,
+}
+
 /// Why a guest can't boot. The text says what a person would do next.
 #[derive(Debug, Error)]
 pub enum BootError {
@@ -14,8 +34,17 @@ pub enum BootError {
         #[source]
         source: std::io::Error,
     },
-    /// The kernel is no ELF image for this processor.
-    #[error("{kernel} is no 64-bit x86 ELF image ({reason}); use an uncompressed vmlinux, not a bzImage")]
+    /// The file is no kernel of a kind that boots here.
+    #[error(
+        "{kernel} is neither an ELF image (vmlinux) nor a bzImage (vmlinuz); name the kernel as the distribution \
+         installs it in /boot, unpacked if it is an archive"
+    )]
+    NotKernel {
+        /// The file.
+        kernel: String,
+    },
+    /// The kernel is an ELF image, and broken or for another processor.
+    #[error("{kernel} is no ELF image that boots here ({reason}); use one for 64-bit x86, in one piece")]
     NotElf {
         /// The kernel.
         kernel: String,
@@ -30,6 +59,16 @@ pub enum BootError {
     NoPvhNote {
         /// The kernel.
         kernel: String,
+    },
+    /// The kernel is no bzImage that can be loaded.
+    #[error(
+        "{kernel} can't be loaded as a bzImage: {reason}; use a vmlinuz of Linux 2.6.31 or later, in one piece"
+    )]
+    NotBzImage {
+        /// The kernel.
+        kernel: String,
+        /// What is wrong with it.
+        reason: BzImageFault,
     },
     /// The kernel does not fit into RAM where it asks to be.
     #[error("{kernel} does not fit into the guest's {ram} bytes of RAM; give the guest more memory")]

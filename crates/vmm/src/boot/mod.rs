@@ -1,14 +1,20 @@
-//! Boot by the PVH protocol: an ELF kernel that carries Xen's note of its 32-bit entry point.
+//! Boot: a kernel and its initramfs into RAM, and what the kernel is told.
+//!
+//! Two kinds of kernels boot, told apart by their content: an ELF image (vmlinux) that carries Xen's note of its 32-bit
+//! entry point, by the PVH protocol; and a bzImage (vmlinuz), by Linux's own 32-bit protocol.
 //!
 //! Everything is checked before anything is written, then: the kernel where it asks to be, the
-//! initramfs at the end of low RAM, and below 1 MiB what the protocol hands over and the table of processors.
+//! initramfs at the end of low RAM, and below 1 MiB what the protocol hands over, the table of processors and ACPI's tables.
 //! What is left to do is data, a [`BootPlan`]: which registers the vCPUs begin with.
 
+mod bzimage;
 mod elf;
 mod error;
 mod handover;
+mod image;
 mod mptable;
 mod plan;
+mod pvh;
 #[cfg(test)]
 mod tests;
 
@@ -16,21 +22,24 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use handover::Handover;
+use image::Image;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-pub use error::BootError;
-pub use plan::BootPlan;
+pub use error::{BootError, BzImageFault};
+pub use plan::{BootPlan, BootProtocol};
 
+use crate::acpi;
 use crate::workload::{self, WorkloadParams};
 
 /// Guest RAM as the VMM maps it.
 type Memory = GuestMemoryMmap<()>;
 
-/// Loads a PVH ELF kernel from a file into `memory`, which must be zero still.
+/// Loads a kernel from a file into `memory`, which must be zero still.
 ///
 /// # Errors
 /// [`BootError`] names the file or the size that does not fit. Nothing was written then.
-pub fn load_pvh_file(
+pub fn load_kernel_file(
     memory: &Memory,
     kernel: &Path,
     initramfs: Option<&Path>,
@@ -81,30 +90,29 @@ fn load(
     vcpus: u32,
 ) -> Result<BootPlan, BootError> {
     let ram = total_bytes(memory);
-    let kernel = elf::Kernel::parse(name, image)?;
+    let kernel = Image::parse(name, image)?;
     kernel.check_place(memory, name, ram)?;
-    handover::check_cmdline(cmdline)?;
+    handover::check_cmdline(cmdline, kernel.cmdline_max())?;
     let module = match initramfs {
         None => None,
-        Some((name, data)) => match handover::initramfs_address(memory, kernel.end(), data.len() as u64) {
-            Some(address) => Some((address, data)),
-            None => return Err(BootError::InitramfsTooLarge { initramfs: name.into(), ram }),
-        },
+        Some((name, data)) => {
+            let size = data.len() as u64;
+            let address = handover::initramfs_address(memory, kernel.end(), kernel.initramfs_end(), size);
+            let too_large = || BootError::InitramfsTooLarge { initramfs: name.into(), ram };
+            Some((address.ok_or_else(too_large)?, data))
+        }
     };
 
-    let write = |address: u64, data: &[u8]| {
-        memory.write_slice(data, GuestAddress(address)).map_err(BootError::GuestMemory)
-    };
-    for segment in kernel.segments() {
-        write(segment.address, segment.data)?;
-    }
+    kernel.load(memory, name)?;
     if let Some((address, data)) = module {
-        write(address, data)?;
+        memory.write_slice(data, GuestAddress(address)).map_err(BootError::GuestMemory)?;
     }
-    let module = module.map(|(address, data)| (address, data.len() as u64));
     mptable::write(memory, vcpus).map_err(BootError::GuestMemory)?;
-    let start_info = handover::write(memory, cmdline, module).map_err(BootError::GuestMemory)?;
-    Ok(BootPlan { entry: kernel.entry(), start_info, ap_entry: None })
+    let rsdp = acpi::write(memory, vcpus).map_err(BootError::GuestMemory)?;
+    handover::write(memory, cmdline).map_err(BootError::GuestMemory)?;
+    let initramfs = module.map(|(address, data)| (address, data.len() as u64));
+    let info = kernel.hand_over(memory, &Handover { rsdp, initramfs })?;
+    Ok(BootPlan { entry: kernel.entry(), protocol: kernel.protocol(), info, ap_entry: None })
 }
 
 fn total_bytes(memory: &Memory) -> u64 {

@@ -7,20 +7,18 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::Memory;
+use crate::MAX_VCPUS;
+use crate::layout::{CONVENTIONAL_END, IO_APIC, LOCAL_APIC};
 
 /// Where kernels look first: the last KiB of conventional memory.
-const FLOATING_POINTER: u64 = 0x9_fc00;
+const FLOATING_POINTER: u64 = CONVENTIONAL_END;
 const TABLE: u64 = FLOATING_POINTER + 16;
 const HEADER_SIZE: usize = 44;
-const LOCAL_APIC: u32 = 0xfee0_0000;
-const IO_APIC: u32 = 0xfec0_0000;
 /// Version that KVM's local APIC reports.
 const APIC_VERSION: u8 = 0x14;
 /// Version that KVM's I/O APIC reports.
 const IO_APIC_VERSION: u8 = 0x11;
 const ISA_INTERRUPTS: u8 = 16;
-/// APIC ids are bytes here, 255 means all, and the I/O APIC needs one.
-const PROCESSORS_MAX: u32 = 254;
 
 /// Entry types of section 4.3.
 const PROCESSOR: u8 = 0;
@@ -33,9 +31,9 @@ const INT: u8 = 0;
 const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 
-/// Writes the table for so many vCPUs; those beyond 254 stay unknown to the guest.
+/// Writes the table for so many vCPUs, at most [`MAX_VCPUS`].
 pub(super) fn write(memory: &Memory, vcpus: u32) -> Result<(), GuestMemoryError> {
-    let table = table(vcpus.min(PROCESSORS_MAX) as u8);
+    let table = table(vcpus.min(MAX_VCPUS) as u8);
     memory.write_slice(&table, GuestAddress(TABLE))?;
     memory.write_slice(&floating_pointer(), GuestAddress(FLOATING_POINTER))
 }

@@ -2,40 +2,56 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
-use super::handover::GDT_ADDRESS;
+/// Guest-physical address of the GDT.
+pub(super) const GDT_ADDRESS: u64 = 0x500;
 
-/// Flat 32-bit segments: null, code (0x08), data (0x10), and a busy 32-bit TSS (0x18), as the protocol asks.
-pub(super) const GDT: [u64; 4] = [0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
-const CODE_SELECTOR: u16 = 0x08;
-const DATA_SELECTOR: u16 = 0x10;
-const TSS_SELECTOR: u16 = 0x18;
+/// Flat 32-bit segments: code and data where Linux's protocol wants them (`__BOOT_CS`, `__BOOT_DS`), which PVH leaves
+/// open, and a busy 32-bit TSS, which PVH asks for.
+pub(super) const GDT: [u64; 5] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
+const CODE_SELECTOR: u16 = 0x10;
+const DATA_SELECTOR: u16 = 0x18;
+const TSS_SELECTOR: u16 = 0x20;
 
 /// RFLAGS after reset: bit 1 is always set.
 const RFLAGS_RESET: u64 = 0x2;
 /// Protected mode, and ET, which is always set; no paging.
 const CR0_PE_ET: u64 = 0x11;
 
+/// By which protocol a kernel is entered, both in 32-bit protected mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootProtocol {
+    /// PVH: RBX has the address of `hvm_start_info`.
+    Pvh,
+    /// Linux's own: RSI has the address of `boot_params` (Documentation/arch/x86/boot.rst, 32-bit boot protocol).
+    Linux,
+}
+
 /// How a loaded guest begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootPlan {
     /// Guest-physical address of the 32-bit entry point.
     pub entry: u64,
-    /// Guest-physical address of `hvm_start_info`, which the first vCPU gets in RBX.
-    pub start_info: u64,
+    /// Which protocol `info` is of.
+    pub protocol: BootProtocol,
+    /// Guest-physical address of what the first vCPU is handed over.
+    pub info: u64,
     /// Where the other vCPUs begin, for a guest that does not start them itself by INIT and SIPI.
     pub ap_entry: Option<u64>,
 }
 
 impl BootPlan {
-    /// General registers. The first vCPU gets `hvm_start_info` in RBX, as PVH has it; the others, where they
-    /// begin by themselves, get RBX = 0 and their index in RDI.
+    /// General registers. The first vCPU gets what is handed over in the register that the protocol names; the
+    /// others, where they begin by themselves, get RBX = 0 and their index in RDI.
     #[must_use]
     pub fn regs(&self, vcpu: u32) -> kvm_regs {
         let mut regs = kvm_regs { rflags: RFLAGS_RESET, ..Default::default() };
         match (vcpu, self.ap_entry) {
             (0, _) => {
                 regs.rip = self.entry;
-                regs.rbx = self.start_info;
+                match self.protocol {
+                    BootProtocol::Pvh => regs.rbx = self.info,
+                    BootProtocol::Linux => regs.rsi = self.info,
+                }
             }
             (_, Some(entry)) => {
                 regs.rip = entry;

@@ -46,15 +46,15 @@ fn run_until_stopped(vcpu: &mut VcpuFd, index: usize, gate: &Gate, exits: &Exits
             Ok(VcpuExit::IoIn(port, data)) => exits.ports.read(port, data),
             Ok(VcpuExit::IoOut(port, data)) => match exits.ports.write(port, data) {
                 PortWrite::Done => {}
-                PortWrite::Reset => return Some(GuestEnd::ShutDown),
+                PortWrite::Reset => return Some(GuestEnd::Reset),
+                PortWrite::PowerOff => return Some(GuestEnd::ShutDown),
             },
             // Nothing is there: a bus that nobody drives reads as ones.
             Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
             Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Shutdown) => return crashed("triple fault".into()),
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET, _)) => {
-                return Some(GuestEnd::ShutDown);
-            }
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(GuestEnd::ShutDown),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(GuestEnd::Reset),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 return crashed(format!(
                     "the CPU refused to enter the guest: reason {reason:#x} on CPU {cpu}"

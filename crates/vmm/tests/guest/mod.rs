@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use migrated_guest::{Guest, IncomingGuest, PausedGuest, StateSection};
-use migrated_vmm::boot::BootPlan;
+use migrated_vmm::boot::{BootPlan, BootProtocol};
 use migrated_vmm::{IncomingVm, PausedVm, RunState, Vm, VmConfig};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -44,7 +44,7 @@ pub fn config(vcpus: u32) -> VmConfig {
 pub fn run(config: VmConfig, code: &[u8]) -> Vm {
     Vm::create(config, |memory, _| {
         memory.write_slice(code, GuestAddress(CODE)).unwrap();
-        Ok(BootPlan { entry: CODE, start_info: 0, ap_entry: Some(CODE) })
+        Ok(BootPlan { entry: CODE, protocol: BootProtocol::Pvh, info: 0, ap_entry: Some(CODE) })
     })
     .unwrap()
 }
