@@ -19,6 +19,7 @@ mod serial;
 mod state;
 mod throttle;
 mod vcpu;
+mod virtio;
 pub mod workload;
 
 pub use config::{MemoryBacking, VmConfig};
