@@ -89,7 +89,9 @@ pub enum VmmError {
     #[error(transparent)]
     Kernel(#[from] KvmError),
     /// A thread of a vCPU's or a device's could not be started.
-    #[error("a thread of the guest's could not be started: {0}; raise the limit of threads (ulimit -u, pids.max)")]
+    #[error(
+        "a thread of the guest's could not be started: {0}; raise the limit of threads (ulimit -u, pids.max)"
+    )]
     Thread(#[source] io::Error),
 }
 

@@ -214,7 +214,11 @@ mod tests {
         let mut entry = [0; 20];
         msix.read_table(63 * 16, &mut entry);
         assert_eq!(entry[..8], ADDRESS.to_le_bytes());
-        assert_eq!(entry[8..], [0x7f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "no reserved bit, nothing past the end");
+        assert_eq!(
+            entry[8..],
+            [0x7f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            "no reserved bit, nothing past the end"
+        );
         let mut due = Vec::new();
         for (offset, len) in [(0, 1), (0, 2), (2, 4), (4, 8), (64 * 16, 4), (usize::MAX - 7, 8)] {
             msix.write_table(offset, &[0xff; 8][..len], &mut due);

@@ -26,7 +26,7 @@ fn make(config: &DeviceConfig) -> Result<Box<dyn VirtioDevice>, VmmError> {
 pub(crate) struct Devices {
     bus: Arc<PciBus>,
     /// From slot 1 on.
-    functions: Vec<Arc<VirtioPci>>,
+    pub(super) functions: Vec<Arc<VirtioPci>>,
 }
 
 impl fmt::Debug for Devices {
@@ -59,7 +59,8 @@ impl Devices {
         memory: DeviceMemory,
     ) -> Result<Self, VmmError> {
         let memory = Arc::new(memory);
-        let function = |(slot, device)| VirtioPci::new(device, slot, vm.clone(), memory.clone()).map(Arc::new);
+        let function =
+            |(slot, device)| VirtioPci::new(device, slot, vm.clone(), memory.clone()).map(Arc::new);
         let functions = (1..).zip(devices).map(function).collect::<Result<Vec<_>, _>>();
         let functions = functions.map_err(VmmError::Descriptors)?;
         let bus = PciBus::new(functions.iter().map(|function| function.clone() as Arc<dyn PciFunction>));
@@ -92,7 +93,10 @@ impl Devices {
             // The kernel keeps 15 bytes of a thread's name.
             let name: String = format!("{}{slot}:{vm}", function.kind().name).chars().take(15).collect();
             let (worker, gate) = (Worker::new(function.shared().clone()), gate.clone());
-            thread::Builder::new().name(name).spawn(move || worker.run(&gate, number)).map_err(VmmError::Thread)
+            thread::Builder::new()
+                .name(name)
+                .spawn(move || worker.run(&gate, number))
+                .map_err(VmmError::Thread)
         };
         self.functions().enumerate().map(spawn).collect()
     }

@@ -57,9 +57,7 @@ fn fill(queue: usize, chain: Chain<'_>, memory: &DeviceMemory) -> Result<u32, De
         getrandom::fill(piece)
             .map_err(|error| DeviceError::Host { operation: "getrandom", source: io::Error::other(error) })?;
         let reason = "a buffer that is not all in RAM";
-        memory
-            .write_slice(piece, buffer.addr())
-            .map_err(|_| DeviceError::Request { queue, reason })?;
+        memory.write_slice(piece, buffer.addr()).map_err(|_| DeviceError::Request { queue, reason })?;
         filled += piece.len();
         if filled == LIMIT {
             break;

@@ -48,7 +48,7 @@ impl Worker {
     }
 
     /// Waits until there is something to do, and returns which of the device's own descriptors are ready.
-    fn wait(&mut self) -> Result<Vec<usize>, Errno> {
+    pub(super) fn wait(&mut self) -> Result<Vec<usize>, Errno> {
         let Shared { doorbells, wake, .. } = &*self.shared;
         let mut fds: Vec<_> = [&**wake].into_iter().chain(&**doorbells).map(input).collect();
         fds.extend(self.watched.iter().map(|watched| PollFd::new(&watched.fd, watched.interest)));

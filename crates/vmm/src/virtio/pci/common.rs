@@ -5,8 +5,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::interrupts::MsixInterrupts;
-use crate::virtio::endpoint::{Endpoint, StatusChange};
 use crate::virtio::DeviceMemory;
+use crate::virtio::endpoint::{Endpoint, StatusChange};
 
 /// Bytes of the registers, up to and with queue_reset.
 pub(super) const BYTES: usize = 0x3c;
