@@ -1,8 +1,8 @@
 //! The KVM guest: RAM, vCPU threads, boot, devices, and its state as a migration needs it.
 //!
 //! A [`Vm`] is made by [`Vm::create`] or arrives through [`Vm::incoming`]; [`Vm::outgoing`] hands it to a
-//! migration. `memory` says where RAM lies, `vcpu` runs guest code once `gate` lets it, `ports` and
-//! `serial` answer its I/O, `state` turns all of it into sections and back.
+//! migration. `memory` says where RAM lies, `vcpu` runs guest code once `gate` lets it, `ports`,
+//! `serial`, `pci` and `virtio` answer its I/O, `state` turns all of it into sections and back.
 
 mod acpi;
 pub mod boot;
@@ -16,15 +16,17 @@ pub mod layout;
 mod machine;
 mod memory;
 mod migrate;
+mod pci;
 mod ports;
 mod serial;
 mod state;
 mod throttle;
 mod vcpu;
+mod virtio;
 pub mod workload;
 
 pub use acpi::pm::PowerButtonError;
-pub use config::{MemoryBacking, VmConfig};
+pub use config::{DeviceConfig, MemoryBacking, VmConfig};
 pub use console::{CONSOLE_CAPACITY, Console};
 pub use cpu::{CpuDifference, CpuError, cpu_differences};
 pub use error::VmmError;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::acpi::pm::PowerManagement;
 use crate::layout::{COM1, COM1_PORTS, PM_BASE, PM_PORTS};
+use crate::pci::{CONFIG_PORTS, PciBus};
 use crate::serial::SerialPort;
 
 /// The keyboard controller's command port, which PCs are reset by.
@@ -29,11 +30,16 @@ pub(crate) enum PortWrite {
 pub(crate) struct Ports {
     serial: Arc<SerialPort>,
     power: Arc<PowerManagement>,
+    pci: Option<Arc<PciBus>>,
 }
 
 impl Ports {
-    pub(crate) fn new(serial: Arc<SerialPort>, power: Arc<PowerManagement>) -> Self {
-        Self { serial, power }
+    pub(crate) fn new(
+        serial: Arc<SerialPort>,
+        power: Arc<PowerManagement>,
+        pci: Option<Arc<PciBus>>,
+    ) -> Self {
+        Self { serial, power, pci }
     }
 
     /// `data` is one access, or a string instruction's several to the same port. The serial port is a byte wide, so
@@ -45,6 +51,10 @@ impl Ports {
                 data.iter_mut().for_each(|byte| *byte = self.serial.read(register));
             }
             PM_BASE.. if port - PM_BASE < PM_PORTS => self.power.read(port - PM_BASE, data),
+            _ if CONFIG_PORTS.contains(&port) => match &self.pci {
+                Some(pci) => pci.read_port(port, data),
+                None => data.fill(0xff),
+            },
             // No key, no output waiting, so that a reset by keyboard controller goes ahead at once.
             I8042_COMMAND | I8042_DATA => data.fill(0),
             _ => data.fill(0xff),
@@ -59,6 +69,12 @@ impl Ports {
                 PortWrite::Done
             }
             PM_BASE.. if port - PM_BASE < PM_PORTS => self.power.write(port - PM_BASE, data),
+            _ if CONFIG_PORTS.contains(&port) => {
+                if let Some(pci) = &self.pci {
+                    pci.write_port(port, data);
+                }
+                PortWrite::Done
+            }
             I8042_COMMAND if data.contains(&I8042_RESET) => PortWrite::Reset,
             _ => PortWrite::Done,
         }

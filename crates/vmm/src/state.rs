@@ -8,6 +8,7 @@
 
 mod chips;
 mod cpu_part;
+mod devices;
 pub(crate) mod msrs;
 mod section;
 mod time;
@@ -22,6 +23,7 @@ use crate::acpi::pm::PowerManagement;
 use crate::error::KvmContext;
 use crate::serial::SerialPort;
 use crate::vcpu::Vcpu;
+use crate::virtio::Devices;
 use crate::{HostKvm, VmmError};
 
 use chips::ChipPart;
@@ -37,6 +39,8 @@ pub(crate) struct Hardware {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) serial: Arc<SerialPort>,
     pub(crate) power: Arc<PowerManagement>,
+    /// Its virtio devices, if it has any.
+    pub(crate) devices: Option<Devices>,
     pub(crate) features: Features,
 }
 
@@ -88,6 +92,7 @@ pub(crate) fn section_ids(hardware: &Hardware) -> Vec<SectionId> {
         ids.extend(CpuPart::SAVE_ORDER.iter().map(|part| part.id(vcpu)));
         ids.push(tsc_id(vcpu));
     }
+    ids.extend(devices::ids(hardware));
     ids.extend(ChipPart::all(&hardware.features).iter().map(|part| part.id()));
     ids
 }
@@ -103,6 +108,7 @@ pub(crate) fn save(hardware: &Hardware, machine: MachineState) -> Result<Vec<Sta
         let tsc = Tsc::save(&vcpu, hardware.features.tsc_khz)?;
         sections.push(StateSection { id: tsc_id(index), data: encode(&tsc) });
     }
+    devices::save(hardware, &mut sections);
     for part in ChipPart::all(&hardware.features) {
         sections.push(StateSection { id: part.id(), data: part.save(hardware)? });
     }
@@ -127,6 +133,7 @@ pub(crate) fn restore(hardware: &Hardware, sections: Vec<StateSection>) -> Resul
         }
     }
     restore_tscs(hardware, &tscs)?;
+    devices::restore(hardware, &mut sections)?;
     for part in ChipPart::all(&hardware.features) {
         let id = part.id();
         part.restore(hardware, &sections.take(&id)).map_err(|reason| refused(&id, reason))?;

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use migrated_kernel::WriteLog;
 use migrated_pages::{BlockId, PAGE_SIZE, PageRun, PageSet, RamLayout};
 
 const BITS: u64 = u64::BITS as u64;
@@ -76,6 +77,13 @@ impl VmmWrites {
         for (marks, block) in self.shared.blocks.iter().zip((0..).map(BlockId)) {
             marks.take(|page| each(block, page));
         }
+    }
+}
+
+/// As devices use it, by way of [`MarkedMemory`](migrated_kernel::MarkedMemory).
+impl WriteLog for VmmWrites {
+    fn wrote(&self, address: u64, len: u64) {
+        self.mark(address, len);
     }
 }
 

@@ -1,0 +1,166 @@
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+
+use super::{DeviceError, DeviceMemory, Served};
+
+/// A request of the driver's.
+pub(crate) type Chain<'a> = DescriptorChain<&'a DeviceMemory>;
+
+/// How a device interrupts its driver.
+pub(crate) trait Interrupts: Send + Sync {
+    /// About used buffers in a queue.
+    fn queue(&self, queue: usize);
+    /// About a changed configuration.
+    fn config(&self);
+}
+
+/// A device's queues, while it is served.
+pub(crate) struct Queues<'a> {
+    queues: &'a mut [Queue],
+    memory: &'a DeviceMemory,
+    interrupts: &'a dyn Interrupts,
+}
+
+impl<'a> Queues<'a> {
+    pub(crate) fn new(
+        queues: &'a mut [Queue],
+        memory: &'a DeviceMemory,
+        interrupts: &'a dyn Interrupts,
+    ) -> Self {
+        Self { queues, memory, interrupts }
+    }
+
+    /// Guest RAM.
+    pub(crate) fn memory(&self) -> &'a DeviceMemory {
+        self.memory
+    }
+
+    /// Whether the driver has set the queue up.
+    pub(crate) fn is_ready(&self, queue: usize) -> bool {
+        self.queues.get(queue).is_some_and(QueueT::ready)
+    }
+
+    /// Takes the next request off a queue.
+    pub(crate) fn next(&mut self, queue: usize) -> Result<Option<Chain<'a>>, DeviceError> {
+        if !self.is_ready(queue) {
+            return Ok(None);
+        }
+        let mut available = self.queues[queue].iter(self.memory).map_err(|source| ring(queue, source))?;
+        Ok(available.next())
+    }
+
+    /// Puts the request that was taken last back.
+    pub(crate) fn put_back(&mut self, queue: usize) {
+        self.queues[queue].go_to_previous_position();
+    }
+
+    /// Gives a request back to the driver, `len` bytes having been written into it.
+    pub(crate) fn complete(&mut self, queue: usize, head: u16, len: u32) -> Result<(), DeviceError> {
+        self.queues[queue].add_used(self.memory, head, len).map_err(|source| ring(queue, source))
+    }
+
+    /// Interrupts the driver about requests given back, if it wants that.
+    pub(crate) fn interrupt(&mut self, queue: usize) -> Result<(), DeviceError> {
+        if self.queues[queue].needs_notification(self.memory).map_err(|source| ring(queue, source))? {
+            self.interrupts.queue(queue);
+        }
+        Ok(())
+    }
+
+    /// Asks the driver not to notify a queue that is being served anyway.
+    pub(crate) fn mute(&mut self, queue: usize) -> Result<(), DeviceError> {
+        self.queues[queue].disable_notification(self.memory).map_err(|source| ring(queue, source))
+    }
+
+    /// Asks the driver to notify the queue again. `true` when it has put something there meanwhile.
+    pub(crate) fn unmute(&mut self, queue: usize) -> Result<bool, DeviceError> {
+        self.queues[queue].enable_notification(self.memory).map_err(|source| ring(queue, source))
+    }
+
+    /// Tells the driver that the configuration space has changed.
+    pub(crate) fn config_changed(&self) {
+        self.interrupts.config();
+    }
+
+    /// Gives each request of a queue to `handle`, which returns how many bytes it wrote into it, and gives it
+    /// back to the driver. At most as many as the queue holds at a time, so that a driver which never stops
+    /// can't keep the device from being paused.
+    pub(crate) fn serve(
+        &mut self,
+        queue: usize,
+        mut handle: impl FnMut(Chain<'a>, &'a DeviceMemory) -> Result<u32, DeviceError>,
+    ) -> Result<Served, DeviceError> {
+        if !self.is_ready(queue) {
+            return Ok(Served::All);
+        }
+        self.mute(queue)?;
+        let mut served = Served::More;
+        for _ in 0..self.queues[queue].size() {
+            let Some(chain) = self.next(queue)? else {
+                if self.unmute(queue)? {
+                    continue;
+                }
+                served = Served::All;
+                break;
+            };
+            let head = chain.head_index();
+            let len = handle(chain, self.memory)?;
+            self.complete(queue, head, len)?;
+        }
+        self.interrupt(queue)?;
+        Ok(served)
+    }
+}
+
+fn ring(queue: usize, source: virtio_queue::Error) -> DeviceError {
+    DeviceError::Ring { queue, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::super::testing::{Interrupt, Ram, Sent};
+    use super::*;
+
+    fn buffer(at: u64, len: u32) -> RawDescriptor {
+        RawDescriptor::from(Descriptor::new(at, len, VRING_DESC_F_WRITE as u16, 0))
+    }
+
+    #[test]
+    fn every_request_is_answered_once_and_a_busy_driver_waits_its_turn() {
+        let ram = Ram::new(1 << 20);
+        let sent = Sent::default();
+        let driver = MockSplitQueue::new(&ram.memory, 4);
+        let mut queues = [driver.create_queue::<Queue>().unwrap()];
+        let mut queues = Queues::new(&mut queues, &ram.memory, &sent);
+        let descs: Vec<_> = (0..4).map(|n| buffer(0x1_0000 + n * 0x1000, 8)).collect();
+        driver.add_desc_chains(&descs, 0).unwrap();
+        let write = |chain: Chain<'_>, memory: &DeviceMemory| {
+            let at = chain.writable().next().unwrap().addr();
+            memory.write_obj(u64::MAX, at).unwrap();
+            Ok(8)
+        };
+        assert_eq!(queues.serve(0, write).unwrap(), Served::More, "as many as it holds, then others' turn");
+        assert_eq!(sent.take(), [Interrupt::Queue(0)]);
+        assert_eq!(queues.serve(0, write).unwrap(), Served::All);
+        assert_eq!(driver.used().idx().load(), 4);
+        assert_eq!(ram.memory.read_obj::<u64>(GuestAddress(0x1_3000)).unwrap(), u64::MAX);
+    }
+
+    #[test]
+    fn a_ring_that_is_not_in_ram_is_an_error_and_one_that_is_not_set_up_is_empty() {
+        let ram = Ram::new(1 << 20);
+        let sent = Sent::default();
+        let mut broken = MockSplitQueue::new(&ram.memory, 4).create_queue::<Queue>().unwrap();
+        broken.set_avail_ring_address(Some(0xffff_0000), Some(0));
+        let mut queues = [broken, Queue::new(4).unwrap()];
+        let mut queues = Queues::new(&mut queues, &ram.memory, &sent);
+        assert!(matches!(queues.next(0), Err(DeviceError::Ring { queue: 0, .. })));
+        assert!(queues.next(1).unwrap().is_none());
+        assert_eq!(queues.serve(1, |_, _| panic!("nothing is there")).unwrap(), Served::All);
+    }
+}
