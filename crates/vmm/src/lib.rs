@@ -22,7 +22,7 @@ mod vcpu;
 mod virtio;
 pub mod workload;
 
-pub use config::{MemoryBacking, VmConfig};
+pub use config::{MemoryBacking, NetworkConfig, VmConfig};
 pub use console::{CONSOLE_CAPACITY, Console};
 pub use cpu::{CpuDifference, CpuError, cpu_differences};
 pub use error::VmmError;
@@ -31,3 +31,4 @@ pub use host::HostKvm;
 pub use machine::{BootContext, Vm};
 pub use memory::{HIGH_RAM_START, LOW_RAM_END, MemoryError, RAM_GRANULE};
 pub use migrate::{ClaimError, IncomingVm, PausedVm, RunningVm};
+pub use virtio::net::NetworkError;

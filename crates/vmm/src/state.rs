@@ -25,7 +25,8 @@ use crate::{HostKvm, VmmError};
 
 use chips::ChipPart;
 use cpu_part::CpuPart;
-use section::{Sections, decode, encode, refused};
+use section::{Sections, refused};
+pub(crate) use section::{decode, encode};
 
 /// The machine as far as it has state to save.
 #[derive(Debug)]

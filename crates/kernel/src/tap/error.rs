@@ -11,7 +11,9 @@ pub enum TapError {
     )]
     NoDriver,
     /// The device may not be opened, or no interface be made.
-    #[error("no permission for {what}: this process needs CAP_NET_ADMIN, and read and write access to /dev/net/tun")]
+    #[error(
+        "no permission for {what}: this process needs CAP_NET_ADMIN, and read and write access to /dev/net/tun"
+    )]
     NotPermitted {
         /// What was tried.
         what: &'static str,
@@ -23,13 +25,17 @@ pub enum TapError {
         name: String,
     },
     /// Another interface has the name.
-    #[error("there is a network interface `{name}` already: remove it (ip link delete {name}) or choose another name")]
+    #[error(
+        "there is a network interface `{name}` already: remove it (ip link delete {name}) or choose another name"
+    )]
     Busy {
         /// The name.
         name: String,
     },
     /// The kernel has no such interface.
-    #[error("there is no bridge `{bridge}` on this host: make it (ip link add {bridge} type bridge) or name another")]
+    #[error(
+        "there is no bridge `{bridge}` on this host: make it (ip link add {bridge} type bridge) or name another"
+    )]
     NoBridge {
         /// The name that was given.
         bridge: String,

@@ -82,8 +82,7 @@ impl Tap {
         let tap = Self { name: create(&fd, name)?, fd: Arc::new(fd) };
         tap.set(libc::TUNSETVNETHDRSZ, "TUNSETVNETHDRSZ", VNET_HEADER as c_int)?;
         tap.set(libc::TUNSETVNETLE, "TUNSETVNETLE", 1)?;
-        tap.set_offloads(TapOffloads::default())
-            .map_err(|source| TapError::call("TUNSETOFFLOAD", source))?;
+        tap.set_offloads(TapOffloads::default()).map_err(|source| TapError::call("TUNSETOFFLOAD", source))?;
         let interface = Interface::named(&tap.name)?;
         if let Some(mtu) = mtu {
             interface.set_mtu(mtu)?;
@@ -114,9 +113,8 @@ impl Tap {
     /// The kernel's.
     pub fn set_offloads(&self, offloads: TapOffloads) -> io::Result<()> {
         // SAFETY: the call takes a number and touches no memory of ours.
-        let result = unsafe {
-            libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, c_ulong::from(offloads.bits()))
-        };
+        let result =
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, c_ulong::from(offloads.bits())) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 

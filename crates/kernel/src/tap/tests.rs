@@ -49,12 +49,13 @@ fn receive(tap: &Tap) -> Vec<u8> {
 fn frames_cross_a_bridge_and_the_host_sends_none() {
     require!(Netns);
     let pair = Pair::make(None).unwrap();
-    ip(&pair, "link add br0 type bridge");
+    ip(&pair, "link add br0 type bridge mcast_snooping 0");
     // The bridge would have a word to say as well.
     pair.enter(0, || std::fs::write("/proc/sys/net/ipv6/conf/br0/disable_ipv6", "1")).unwrap().unwrap();
     ip(&pair, "link set br0 up");
     let open = |name, mtu| Tap::open(name, mtu, Some("br0"));
-    let (a, b) = pair.enter(0, || (open(None, Some(9000)).unwrap(), open(Some("guest-b"), None).unwrap())).unwrap();
+    let (a, b) =
+        pair.enter(0, || (open(None, Some(9000)).unwrap(), open(Some("guest-b"), None).unwrap())).unwrap();
     assert_eq!((a.name(), b.name()), ("mgt0", "guest-b"));
     assert!(ip(&pair, "link show mgt0").contains("mtu 9000"));
     assert!(ip(&pair, "link show guest-b").contains("master br0"));
@@ -95,7 +96,7 @@ fn an_interface_that_is_removed_says_so() {
 fn refusals_name_what_to_do() {
     require!(Netns);
     let pair = Pair::make(None).unwrap();
-    ip(&pair, "link add br0 type bridge");
+    ip(&pair, "link add br0 type bridge mcast_snooping 0");
     for name in ["", "sixteen-letters-", "a/b", "a b", "a%d", "..", "tür"] {
         assert!(matches!(refusal(&pair, Some(name), None, None), TapError::Name { .. }), "{name}");
     }

@@ -5,6 +5,7 @@
 //! called on one thread at a time, never while the guest is paused.
 
 mod device;
+pub(crate) mod net;
 mod queues;
 #[cfg(test)]
 pub(crate) mod testing;
