@@ -4,6 +4,7 @@
 //! [`MemorySlots`] owns a VM's memory slots and reads and clears their dirty log; [`DirtyRingVm`] and
 //! [`DirtyRing`] are KVM's other way of saying which pages were written. [`Userfaultfd`] lets a guest wait for
 //! pages that come later. [`MarkedMemory`] is guest memory as devices write it. [`Event`] is an eventfd for KVM and poll(2).
+//! [`Tap`] is the host's end of a guest's network card.
 //! [`VcpuStats`] and [`ThreadClock`] tell what a vCPU has done without asking it.
 
 mod advice;
@@ -14,6 +15,7 @@ mod event;
 mod guest_permission;
 mod marked_memory;
 mod memory_slots;
+mod tap;
 mod thread_clock;
 mod userfaultfd;
 mod vcpu_state;
@@ -28,6 +30,7 @@ pub use guest_permission::permit_guest_amx;
 pub use kvm_ioctls::{VcpuFd, VmFd};
 pub use marked_memory::{MarkedMemory, Marks, WriteLog};
 pub use memory_slots::{MemorySlot, MemorySlots};
+pub use tap::{Tap, TapError, TapOffloads, VNET_HEADER};
 pub use thread_clock::ThreadClock;
 pub use userfaultfd::{FaultEvent, PartlyMapped, Userfaultfd, UserfaultfdError};
 pub use vcpu_state::{get_sregs2, get_xsave, set_sregs2, set_xsave, xsave_size};

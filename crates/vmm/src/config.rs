@@ -27,6 +27,19 @@ pub struct VmConfig {
     pub devices: Vec<DeviceConfig>,
 }
 
+/// One network interface: a virtio NIC on a TAP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// The NIC's address, as it goes over the wire.
+    pub mac: [u8; 6],
+    /// The host's bridge that the TAP becomes a port of.
+    pub bridge: String,
+    /// Name of the TAP, which must be free; `None` lets the kernel find one.
+    pub tap: Option<String>,
+    /// Largest packet in bytes, without the Ethernet header; `None` is the kernel's default.
+    pub mtu: Option<u16>,
+}
+
 impl VmConfig {
     /// A VM of one vCPU and `memory_bytes` of RAM, everything else as it comes. It tracks by the dirty
     /// log, whose cost does not depend on how often a guest writes; full rings stop vCPUs.
@@ -50,6 +63,8 @@ impl VmConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceConfig {
+    /// virtio-net on a TAP.
+    Net(NetworkConfig),
     /// virtio-rng: entropy of the host's.
     Rng,
 }

@@ -7,6 +7,7 @@ use thiserror::Error;
 use crate::boot::BootError;
 use crate::cpu::CpuError;
 use crate::memory::MemoryError;
+use crate::virtio::net::NetworkError;
 
 /// Why a VM could not be made. The text says what a person would do next.
 #[derive(Debug, Error)]
@@ -67,6 +68,9 @@ pub enum VmmError {
     /// The CPU can't be had.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// A network card can't be had.
+    #[error("the guest's network can't be had: {0}")]
+    Network(#[from] NetworkError),
     /// The console's file can't be used.
     #[error("the console's file can't be used: {0}; it must be a regular file on a file system with room")]
     Console(#[source] io::Error),

@@ -26,7 +26,7 @@ mod virtio;
 pub mod workload;
 
 pub use acpi::pm::PowerButtonError;
-pub use config::{DeviceConfig, MemoryBacking, VmConfig};
+pub use config::{DeviceConfig, MemoryBacking, NetworkConfig, VmConfig};
 pub use console::{CONSOLE_CAPACITY, Console};
 pub use cpu::{CpuDifference, CpuError, cpu_differences};
 pub use error::VmmError;
@@ -35,3 +35,4 @@ pub use host::{HostKvm, MAX_VCPUS};
 pub use machine::{BootContext, Vm};
 pub use memory::{MemoryError, RAM_GRANULE};
 pub use migrate::{ClaimError, IncomingVm, PausedVm, RunningVm};
+pub use virtio::net::NetworkError;

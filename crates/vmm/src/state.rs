@@ -28,7 +28,8 @@ use crate::{HostKvm, VmmError};
 
 use chips::ChipPart;
 use cpu_part::CpuPart;
-use section::{Sections, decode, encode, refused};
+use section::{Sections, refused};
+pub(crate) use section::{decode, encode};
 pub(crate) use time::forgive_pause;
 use time::{Tsc, TscFault, tsc_id};
 

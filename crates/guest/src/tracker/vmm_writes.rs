@@ -61,6 +61,16 @@ impl VmmWrites {
         }
     }
 
+    /// Whether the page of a guest-physical address has a mark that no harvest has taken yet.
+    #[must_use]
+    pub fn is_marked(&self, addr: u64) -> bool {
+        self.shared.layout.page_at(addr).is_some_and(|(block, page)| {
+            let word =
+                self.shared.blocks[block.index()].pages[(page / BITS) as usize].load(Ordering::Acquire);
+            word & (1 << (page % BITS)) != 0
+        })
+    }
+
     /// Moves all marks into `dirty` and returns how many pages it did not have yet.
     pub(super) fn take_into(&self, dirty: &mut PageSet) -> u64 {
         let mut newly = 0;

@@ -4,6 +4,7 @@ use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VmFd;
 
+use super::net::{Net, NetHandle};
 use super::pci::VirtioPci;
 use super::rng::Rng;
 use super::worker::Worker;
@@ -16,10 +17,22 @@ use crate::{DeviceConfig, VmmError};
 ///
 /// # Errors
 /// [`VmmError`] says what the host lacks.
-fn make(config: &DeviceConfig) -> Result<Box<dyn VirtioDevice>, VmmError> {
+fn make(config: &DeviceConfig, handles: &mut Handles) -> Result<Box<dyn VirtioDevice>, VmmError> {
     Ok(match config {
+        DeviceConfig::Net(network) => {
+            let net = Net::open(network)?;
+            handles.nets.push(net.handle());
+            Box::new(net)
+        }
         DeviceConfig::Rng => Box::new(Rng),
     })
+}
+
+/// What others than the workers may do with devices, in the order of the devices.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Handles {
+    /// Network cards.
+    pub(crate) nets: Vec<NetHandle>,
 }
 
 /// A VM's devices on their bus.
@@ -27,6 +40,7 @@ pub(crate) struct Devices {
     bus: Arc<PciBus>,
     /// From slot 1 on.
     pub(super) functions: Vec<Arc<VirtioPci>>,
+    handles: Handles,
 }
 
 impl fmt::Debug for Devices {
@@ -48,8 +62,12 @@ impl Devices {
         if configs.len() > PciBus::DEVICES {
             return Err(VmmError::Devices { wanted: configs.len(), max: PciBus::DEVICES });
         }
-        let devices = configs.iter().map(make).collect::<Result<Vec<_>, _>>()?;
-        if devices.is_empty() { Ok(None) } else { Self::on_bus(devices, vm, memory).map(Some) }
+        if configs.is_empty() {
+            return Ok(None);
+        }
+        let mut handles = Handles::default();
+        let devices = configs.iter().map(|config| make(config, &mut handles)).collect::<Result<_, _>>()?;
+        Ok(Some(Self { handles, ..Self::on_bus(devices, vm, memory)? }))
     }
 
     /// Puts devices on a bus, in the slots from 1 on.
@@ -64,7 +82,11 @@ impl Devices {
         let functions = (1..).zip(devices).map(function).collect::<Result<Vec<_>, _>>();
         let functions = functions.map_err(VmmError::Descriptors)?;
         let bus = PciBus::new(functions.iter().map(|function| function.clone() as Arc<dyn PciFunction>));
-        Ok(Self { bus: Arc::new(bus), functions })
+        Ok(Self { bus: Arc::new(bus), functions, handles: Handles::default() })
+    }
+
+    pub(crate) fn handles(&self) -> &Handles {
+        &self.handles
     }
 
     pub(crate) fn bus(&self) -> &Arc<PciBus> {

@@ -8,6 +8,7 @@
 mod device;
 mod devices;
 mod endpoint;
+pub(crate) mod net;
 mod pci;
 mod queues;
 mod rng;

@@ -1,4 +1,7 @@
+use std::sync::atomic::{Ordering, fence};
+
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{DeviceError, DeviceMemory, Served};
 
@@ -18,6 +21,8 @@ pub(crate) struct Queues<'a> {
     queues: &'a mut [Queue],
     memory: &'a DeviceMemory,
     interrupts: &'a dyn Interrupts,
+    /// The queue whose driver waits for one of several requests that were given back together.
+    awaited: Option<usize>,
 }
 
 impl<'a> Queues<'a> {
@@ -26,7 +31,7 @@ impl<'a> Queues<'a> {
         memory: &'a DeviceMemory,
         interrupts: &'a dyn Interrupts,
     ) -> Self {
-        Self { queues, memory, interrupts }
+        Self { queues, memory, interrupts, awaited: None }
     }
 
     /// Guest RAM.
@@ -37,6 +42,11 @@ impl<'a> Queues<'a> {
     /// Whether the driver has set the queue up.
     pub(crate) fn is_ready(&self, queue: usize) -> bool {
         self.queues.get(queue).is_some_and(QueueT::ready)
+    }
+
+    /// The entries that the driver gave the queue.
+    pub(crate) fn size(&self, queue: usize) -> u16 {
+        self.queues.get(queue).map_or(0, QueueT::size)
     }
 
     /// Takes the next request off a queue.
@@ -58,9 +68,58 @@ impl<'a> Queues<'a> {
         self.queues[queue].add_used(self.memory, head, len).map_err(|source| ring(queue, source))
     }
 
+    /// Gives several requests back, each with the bytes that were written into it, so that the driver sees all of
+    /// them or none.
+    pub(crate) fn complete_together(
+        &mut self,
+        queue: usize,
+        requests: &[(u16, u32)],
+    ) -> Result<(), DeviceError> {
+        let Some(((head, len), before)) = requests.split_last() else { return Ok(()) };
+        let used = &self.queues[queue];
+        let (first, size, at) = (used.next_used(), used.size(), used.used_ring());
+        let mut next = first;
+        for (head, len) in before {
+            // Elements of two 32-bit fields come after two 16-bit fields (virtio 1.3, section 2.7.8).
+            let element = [u32::from(*head).to_le(), len.to_le()];
+            self.memory
+                .write_obj(element, GuestAddress(at + 4 + 8 * u64::from(next % size)))
+                .map_err(|error| ring(queue, virtio_queue::Error::GuestMemory(error)))?;
+            next = next.wrapping_add(1);
+        }
+        // Publishes those above as well.
+        self.queues[queue].set_next_used(next);
+        self.complete(queue, *head, *len)?;
+        // The queue itself knows of the last alone when it decides about the interrupt.
+        if self.waits_between(queue, first, next)? {
+            self.awaited = Some(queue);
+        }
+        Ok(())
+    }
+
+    /// Whether the driver wants an interrupt after a used element from `first` on and before `end`, by what
+    /// VIRTIO_RING_F_EVENT_IDX lets it say (virtio 1.3, section 2.7.7).
+    fn waits_between(&self, queue: usize, first: u16, end: u16) -> Result<bool, DeviceError> {
+        let used = &self.queues[queue];
+        if !used.event_idx_enabled() || first == end {
+            return Ok(false);
+        }
+        let event = GuestAddress(used.avail_ring() + 4 + 2 * u64::from(used.size()));
+        // What was published is seen by the driver before its wish is read.
+        fence(Ordering::SeqCst);
+        let event: u16 = self
+            .memory
+            .load(event, Ordering::Relaxed)
+            .map_err(|error| ring(queue, virtio_queue::Error::GuestMemory(error)))?;
+        Ok(u16::from_le(event).wrapping_sub(first) < end.wrapping_sub(first))
+    }
+
     /// Interrupts the driver about requests given back, if it wants that.
     pub(crate) fn interrupt(&mut self, queue: usize) -> Result<(), DeviceError> {
-        if self.queues[queue].needs_notification(self.memory).map_err(|source| ring(queue, source))? {
+        let awaited = self.awaited.take_if(|awaited| *awaited == queue).is_some();
+        if self.queues[queue].needs_notification(self.memory).map_err(|source| ring(queue, source))?
+            || awaited
+        {
             self.interrupts.queue(queue);
         }
         Ok(())
@@ -87,6 +146,16 @@ impl<'a> Queues<'a> {
     pub(crate) fn serve(
         &mut self,
         queue: usize,
+        handle: impl FnMut(Chain<'a>, &'a DeviceMemory) -> Result<u32, DeviceError>,
+    ) -> Result<Served, DeviceError> {
+        self.serve_some(queue, self.size(queue), handle)
+    }
+
+    /// The same with at most `limit` requests at a time, for those that take long.
+    pub(crate) fn serve_some(
+        &mut self,
+        queue: usize,
+        limit: u16,
         mut handle: impl FnMut(Chain<'a>, &'a DeviceMemory) -> Result<u32, DeviceError>,
     ) -> Result<Served, DeviceError> {
         if !self.is_ready(queue) {
@@ -94,7 +163,7 @@ impl<'a> Queues<'a> {
         }
         self.mute(queue)?;
         let mut served = Served::More;
-        for _ in 0..self.queues[queue].size() {
+        for _ in 0..limit {
             let Some(chain) = self.next(queue)? else {
                 if self.unmute(queue)? {
                     continue;
@@ -121,7 +190,6 @@ mod tests {
     use virtio_queue::desc::RawDescriptor;
     use virtio_queue::desc::split::Descriptor;
     use virtio_queue::mock::MockSplitQueue;
-    use vm_memory::{Bytes, GuestAddress};
 
     use super::super::testing::{Interrupt, Ram, Sent};
     use super::*;
@@ -162,5 +230,35 @@ mod tests {
         assert!(matches!(queues.next(0), Err(DeviceError::Ring { queue: 0, .. })));
         assert!(queues.next(1).unwrap().is_none());
         assert_eq!(queues.serve(1, |_, _| panic!("nothing is there")).unwrap(), Served::All);
+    }
+
+    #[test]
+    fn requests_given_back_together_appear_together_and_interrupt_as_one_by_one() {
+        let ram = Ram::new(1 << 20);
+        let sent = Sent::default();
+        let mut queue = Queue::new(4).unwrap();
+        queue.set_avail_ring_address(Some(0x1000), Some(0));
+        queue.set_used_ring_address(Some(0x2000), Some(0));
+        queue.set_event_idx(true);
+        queue.set_next_used(3);
+        let mut queues = [queue];
+        let mut queues = Queues::new(&mut queues, &ram.memory, &sent);
+        let mut complete = |wish: u16, requests: &[(u16, u32)]| {
+            // After flags, index and four entries.
+            ram.memory.write_obj(wish, GuestAddress(0x100c)).unwrap();
+            queues.complete_together(0, requests).unwrap();
+            queues.interrupt(0).unwrap();
+            !sent.take().is_empty()
+        };
+        let index = || ram.memory.read_obj::<u16>(GuestAddress(0x2002)).unwrap();
+        let used = |at: u64| ram.memory.read_obj::<[u32; 2]>(GuestAddress(0x2004 + 8 * at)).unwrap();
+        assert!(complete(3, &[(2, 10), (0, 20), (1, 5)]), "it waits for the first of them");
+        assert_eq!(index(), 6);
+        assert_eq!([used(3), used(0), used(1)], [[2, 10], [0, 20], [1, 5]]);
+        assert!(complete(7, &[(2, 1), (3, 1)]), "for the last");
+        assert!(!complete(7, &[(0, 1), (1, 1)]), "for one that it has seen");
+        assert!(!complete(20, &[(2, 1), (3, 1)]), "for one that is yet to come");
+        assert!(!complete(12, &[]));
+        assert_eq!(index(), 12);
     }
 }

@@ -1,0 +1,5 @@
+mod bench;
+mod bridge;
+mod hostile;
+mod moving;
+mod traffic;
