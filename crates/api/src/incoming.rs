@@ -48,6 +48,16 @@ pub struct PrepareIncoming {
     pub source: String,
 }
 
+/// When a host was asked and when it answered, by its own wall clock: so that whoever asked can compare it with
+/// another's, because guests carry their time from one to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AnsweredAt {
+    /// When the question had come, in µs since 1970.
+    pub asked_unix_us: u64,
+    /// When the answer left, likewise.
+    pub answered_unix_us: u64,
+}
+
 /// What a destination says of a guest that might come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Admission {
@@ -59,6 +69,9 @@ pub struct Admission {
     /// Why its pages can't follow it, where they can't: it would then move by pre-copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_postcopy: Option<String>,
+    /// What the destination's clock said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<AnsweredAt>,
 }
 
 impl Admission {
@@ -99,6 +112,9 @@ pub struct Prepared {
     pub epoch: u64,
     /// Most page channels that it accepts.
     pub max_channels: u16,
+    /// What its clock said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<AnsweredAt>,
 }
 
 /// A source that lost its link after the commit asks what became of it.

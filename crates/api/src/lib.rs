@@ -15,7 +15,7 @@ pub use cpu::{
     Withheld,
 };
 pub use incoming::{
-    Admission, PrepareIncoming, Prepared, ProbeAnswer, ResolveAnswer, ResolveRequest, Versions,
+    Admission, AnsweredAt, PrepareIncoming, Prepared, ProbeAnswer, ResolveAnswer, ResolveRequest, Versions,
 };
 pub use migration::{MigrationList, RecoverMigration, StartMigration, StartedMigration};
 pub use plan::{LinkSource, MigrationPlan, PlanMigration, PlannedLink};

@@ -6,6 +6,7 @@ use migrated_control::TlsFiles;
 use migrated_guest::PostcopyRam;
 use migrated_wire::{MigrationId, PROTOCOL, VersionRange};
 
+use super::clocks::AskedAt;
 use super::{Daemon, DaemonError, spec};
 use crate::config::MAX_CHANNELS;
 
@@ -152,6 +153,7 @@ impl Daemon {
 
     /// What [`prepare`](Self::prepare) would come to, as far as it can be said without beginning anything.
     pub fn check_incoming(&self, request: &PrepareIncoming) -> Admission {
+        let asked = AskedAt::now();
         let (mut reasons, cpu) = match self.admit(request) {
             Ok(_) => (Vec::new(), None),
             Err(refusal) => (refusal.reasons, refusal.cpu.map(|cpu| *cpu)),
@@ -166,7 +168,7 @@ impl Daemon {
                 Some("the guest's RAM is in huge pages of hugetlbfs; it can move by pre-copy".to_owned())
             }
         };
-        Admission { reasons, cpu, no_postcopy }
+        Admission { reasons, cpu, no_postcopy, clock: Some(asked.answered()) }
     }
 
     /// What would also be refused at registration, for a guest that is refused already.

@@ -8,6 +8,7 @@ use migrated_control::{ClientError, IncomingPlan, Request, StartedAt, VmStart, V
 use migrated_wire::Token;
 
 use super::admission::{Admitted, Refusal};
+use super::clocks::AskedAt;
 use super::migration::Migration;
 use super::vm::{Vm, unix_ms};
 use super::{Daemon, DaemonError, fill_random};
@@ -20,6 +21,7 @@ const CLEARING: Duration = Duration::from_secs(5);
 impl Daemon {
     /// Gets ready for a guest: an empty VM process listens for it when this returns.
     pub async fn prepare(self: &Arc<Self>, request: PrepareIncoming) -> Result<Prepared, DaemonError> {
+        let asked = AskedAt::now();
         let admitted = match self.admit(&request) {
             Ok(admitted) => admitted,
             Err(mut refusal) => {
@@ -37,7 +39,10 @@ impl Daemon {
             DaemonError::AdmissionRefused(Refusal { reasons, cpu: None })
         })?;
         match self.enter_incoming(&request, &admitted) {
-            Ok(migration) => self.launch_incoming(&vm, &migration, request, admitted).await,
+            Ok(migration) => {
+                let prepared = self.launch_incoming(&vm, &migration, request, admitted).await?;
+                Ok(Prepared { clock: Some(asked.answered()), ..prepared })
+            }
             Err(e) => {
                 self.forget(&vm);
                 Err(e)
@@ -141,6 +146,7 @@ impl Daemon {
             token: token.to_hex(),
             epoch: request.epoch,
             max_channels: admitted.max_channels,
+            clock: None,
         })
     }
 

@@ -11,6 +11,7 @@ use migrated_control::{GuestDescription, Limits, MigratePlan, Request, StartedAt
 use migrated_engine::MAX_RECONNECT_WINDOW;
 use migrated_wire::{MigrationId, PROTOCOL, Token};
 
+use super::clocks::{AskedAt, CLOCKS_DISAGREE};
 use super::migration::Migration;
 use super::vm::{Vm, unix_ms};
 use super::{Daemon, DaemonError, new_id};
@@ -128,11 +129,15 @@ impl Daemon {
         let request =
             self.incoming_request(vm, migration.id, description, departure.transport, &departure.request);
         let patience = PREPARE + Duration::from_secs(vm.spec.memory_bytes / SLOWEST_PREFAULT);
-        departure
+        let asked = AskedAt::now();
+        let prepared: Prepared = departure
             .peer
             .post("/v1/incoming", &request, patience)
             .await
-            .map_err(|e| abort_of(&migration.peer, &e))
+            .map_err(|e| abort_of(&migration.peer, &e))?;
+        let compared = prepared.clock.map_or(Ok(()), |clock| asked.compare(&migration.peer, clock));
+        compared.map_err(|why| Abort::failed(CLOCKS_DISAGREE, why, MigrationState::Preflight))?;
+        Ok(prepared)
     }
 
     /// What a destination is asked to get ready for.

@@ -5,6 +5,7 @@
 
 mod admission;
 mod adopt;
+mod clocks;
 mod console;
 mod cpu;
 mod death;

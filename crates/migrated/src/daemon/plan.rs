@@ -8,6 +8,7 @@ use migrated_api::{
 };
 use migrated_engine::{DirtySample, PlanInputs};
 
+use super::clocks::{AskedAt, CLOCKS_DISAGREE};
 use super::migrate::limits;
 use super::peers::peer_failed;
 use super::{Daemon, DaemonError, new_id};
@@ -51,8 +52,12 @@ impl Daemon {
         let description = client.describe().await.map_err(|e| vm.failed(e))?;
         let incoming = self.incoming_request(&vm, new_id()?, description, transport, &request.migration);
         let failed = |e| peer_failed(to, &e);
-        let admission: Admission =
+        let asked = AskedAt::now();
+        let mut admission: Admission =
             peer.post("/v1/incoming/check", &incoming, PATIENCE).await.map_err(failed)?;
+        if let Some(Err(detail)) = admission.clock.map(|clock| asked.compare(to, clock)) {
+            admission.reasons.push(Reason { code: CLOCKS_DISAGREE.into(), detail });
+        }
         // One after the other: a guest that is watched while the link is busy writes less.
         let sample_ms = request.sample_ms.unwrap_or(GuestSample::DEFAULT_MS);
         let guest = client.sample_dirty(sample_ms).await.map_err(|e| vm.failed(e))?;

@@ -1,6 +1,6 @@
 //! Migrations between two daemons.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 
 use migrated_api::{
@@ -164,7 +164,6 @@ fn a_destination_that_cant_be_asked_fails_the_migration_with_the_reason() {
     let strange = stranger.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in stranger.incoming() {
-            use std::io::Write;
             let mut stream = stream.unwrap();
             stream.write_all(b"SSH-2.0-OpenSSH_9.6\r\n").unwrap();
             let _ = stream.read(&mut [0; 1024]);
@@ -219,6 +218,48 @@ fn what_the_source_itself_can_check_is_refused_at_once() {
     }
     assert_eq!(a.get::<MigrationList>("/v1/migrations").unwrap().migrations, []);
     assert_eq!(a.vm("web").unwrap().migration, None);
+}
+
+/// A host that is ready for every guest, and whose clock was never set; gives its URL.
+fn host_without_a_clock() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let ready = json!({
+        "endpoints": [], "server_name": null, "token": "00".repeat(32), "epoch": 1, "max_channels": 1,
+        "clock": { "asked_unix_us": 5_000_000, "answered_unix_us": 6_000_000 },
+    });
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut body = 0;
+            for line in stream.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty()) {
+                if let Some(length) = line.to_lowercase().strip_prefix("content-length:") {
+                    body = length.trim().parse().unwrap();
+                }
+            }
+            stream.by_ref().take(body).read_to_end(&mut Vec::new()).unwrap();
+            let ready = ready.to_string();
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+            let answer = format!("{head}content-length: {}\r\n\r\n{ready}", ready.len());
+            stream.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    url
+}
+
+#[test]
+fn a_guest_does_not_go_where_its_clocks_would_jump() {
+    let a = Host::new("a");
+    a.create("web", "").unwrap();
+    let begun = start(&a, &json!({ "to": host_without_a_clock() })).unwrap();
+    let ended = a.wait(&begun.id, ENDED);
+    let error = ended.error.unwrap();
+    assert_eq!((error.code.as_str(), error.phase), ("clocks_disagree", Some(MigrationState::Preflight)));
+    assert!(
+        error.message.contains("behind this host's") && error.message.contains("time server"),
+        "{error:?}"
+    );
+    a.assert_state("web", VmState::Running);
 }
 
 #[test]

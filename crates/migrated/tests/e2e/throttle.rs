@@ -46,8 +46,8 @@ fn a_guest_that_outwrites_its_link_is_slowed_and_arrives() {
     let [writer, reader] = [throttled.vcpus[0], throttled.vcpus[1]];
     // A machine that is busy enough may slow the writer by itself: then it must have kept to its budget.
     let of_itself = || {
-        let rounds = record.iterations.iter().filter(|round| round.dirty_rate_pps > 0.0);
-        rounds.last().is_some_and(|last| last.dirty_rate_pps <= throttled.budget_pps)
+        let mut rounds = record.iterations.iter().filter(|round| round.dirty_rate_pps > 0.0);
+        rounds.next_back().is_some_and(|last| last.dirty_rate_pps <= throttled.budget_pps)
     };
     let slept = writer.slept_ms > 0.0 && throttled.max_percent > 0.0;
     assert!(
