@@ -300,6 +300,20 @@ fn a_calm_migration_completes_with_its_record_filled() {
 }
 
 #[test]
+fn frames_that_came_while_the_guest_was_on_its_way_are_handed_on() {
+    for mode in [Mode::Precopy, Mode::Postcopy, Mode::Hybrid] {
+        let verify = VerifyWhen::Off;
+        let ending = Pair::new(Scenario { mode, verify, ..calm() }).run().unwrap();
+        assert_eq!(ending.state, MigrationState::Completed, "{:?}", ending.record.error);
+        let (here, there) = (ending.record.late_frames, ending.destination.late_frames);
+        assert!(here.frames > 0 && here.dropped == 0, "{mode:?}: {here:?}");
+        assert_eq!(here, there, "{mode:?}");
+        assert_eq!(ending.late_frames, there.frames);
+        assert_eq!(ending.record.first_packet_us, Some(2.0));
+    }
+}
+
+#[test]
 fn cancel_is_refused_after_the_commit_and_obeyed_before() {
     let cancelled = |at| {
         let faults = vec![Fault::CancelAt(at)];

@@ -12,6 +12,7 @@ mod drain;
 mod ended;
 mod indeterminate;
 mod interrupted;
+mod late;
 mod negotiating;
 mod pacing;
 mod path;
@@ -36,7 +37,7 @@ use std::time::Duration;
 
 use migrated_pages::{PAGE_SIZE, PageRun, PageSet};
 use migrated_wire::{
-    CommitOutcome, GuestIdentity, MAX_DATA_PAGES, Section, ToDestination, ToSource, VerifyWhen,
+    CommitOutcome, GuestIdentity, LateInput, MAX_DATA_PAGES, Section, ToDestination, ToSource, VerifyWhen,
 };
 
 use crate::failure::{Failure, FailureCode};
@@ -80,7 +81,10 @@ pub struct SourceConfig {
 pub enum SourceEvent {
     /// All channels are open: for the first time, or as the answer to [`SourceAction::Reconnect`], when every
     /// thread of the old ones has ended.
-    Connected,
+    Connected {
+        /// The protocol version that both ends speak.
+        version: u16,
+    },
     /// The channels could not be opened; that may pass.
     ConnectFailed(String),
     /// The channels were refused, or can't be opened by this host: when they were never open before, trying again
@@ -115,6 +119,8 @@ pub enum SourceEvent {
     StateSaved(Vec<Section>),
     /// Answer to [`SourceAction::Resume`].
     Resumed,
+    /// Answer to [`SourceAction::TakeLateInput`]: what there was, oldest first.
+    LateInput(Vec<LateInput>),
     /// An action on the guest failed. After a failed pause the guest runs; after a failed resume it stays paused.
     GuestFailed(String),
     /// Answer to [`SourceAction::Ask`], or what somebody else learnt; `None` when nobody answered.
@@ -147,6 +153,12 @@ pub enum SourceAction {
     Resume,
     /// End dirty tracking of the running guest.
     StopTracking,
+    /// The guest runs elsewhere: take what has come here for its devices since it was paused. Other than with the
+    /// actions before, a request for pages may be fed before the answer.
+    TakeLateInput {
+        /// Most bytes to take at a time.
+        limit_bytes: usize,
+    },
     /// The guest runs elsewhere: give up this copy for ever and free its RAM.
     Retire,
     /// Ask the destination what became of the commit, by whatever way there is.
@@ -252,8 +264,10 @@ impl Source {
             }
         }
         match event {
+            SourceEvent::LateInput(ref found) => common.late_input_taken(found),
             SourceEvent::Throttled(counts) => return common.throttle_read(&counts),
             SourceEvent::ThrottleFailed(reason) => return common.throttle_failed(reason),
+            SourceEvent::Connected { version } => common.protocol = version,
             _ => {}
         }
         self.state = match std::mem::replace(&mut self.state, State::Moving) {
@@ -384,8 +398,9 @@ impl Source {
             State::StopAndCopy(state) => Some(state.deadline()),
             State::PostcopyPaused(state) => return state.deadline(),
             State::Recovering(state) => Some(state.deadline()),
-            State::Settling(state) => state.deadline(),
-            State::Switchover(_) | State::PostcopyActive(_) => None,
+            State::Settling(state) => state.deadline(&self.common),
+            State::PostcopyActive(_) => self.common.late.due(),
+            State::Switchover(_) => None,
         };
         let link = self.common.link.next_timer();
         Some(own.map_or(link, |own| own.min(link)))

@@ -14,8 +14,8 @@ use migrated_engine::{Limits, MigrationRecord, Mode};
 use migrated_guest::{Guest, IncomingGuest};
 use migrated_pages::PageRun;
 use migrated_session::{
-    Clock, DestinationEnd, DestinationRemote, DestinationRequest, EpochLog, SourceEnd, SourceRemote,
-    SourceRequest, receive, send,
+    Clock, DestinationEnd, DestinationRemote, DestinationRequest, EpochLog, Observation, SourceEnd,
+    SourceRemote, SourceRequest, receive, send,
 };
 use migrated_tcp::TcpTransport;
 use migrated_transport::memory::{Cut, MemoryTransport};
@@ -268,7 +268,7 @@ pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
         clock,
         linger: Duration::from_secs(1),
         epochs: Box::new(epochs),
-        observer: Box::new(|_| Some(7)),
+        observer: Box::new(|_| Observation { guest_gap_us: Some(7), first_packet_us: Some(3) }),
     };
     let (receiving, destination_remote) = receive(request, empty.ram());
     let config = SourceConfig {
