@@ -176,6 +176,7 @@ fn check(scenario: &Scenario, ending: &Ending) -> Result<(), TestCaseError> {
             prop_assert!(runs_at_source, "not completed, but the guest does not run at the source");
             prop_assert!(!ending.ever_ran_at_destination);
             prop_assert!(ending.record.error.is_some());
+            prop_assert_eq!((ending.record.late_frames.frames, ending.late_frames), (0, 0));
         }
         // The only copy of what is missing is kept, and the guest stays down here.
         MigrationState::PostcopyPaused => {
@@ -186,6 +187,8 @@ fn check(scenario: &Scenario, ending: &Ending) -> Result<(), TestCaseError> {
         }
         other => prop_assert!(false, "ended in {other}"),
     }
+    let (sent, delivered) = (ending.record.late_frames.frames, ending.destination.late_frames.frames);
+    prop_assert!(ending.late_frames <= delivered && delivered <= sent);
     if !killed {
         prop_assert!(runs_at_source != ending.runs_at_destination, "exactly one copy runs");
     }

@@ -5,11 +5,10 @@
 //! one request outstanding that loses it waits for its retransmission timer, 200 ms and more, however short the
 //! downtime was. So the source hands them on, on the control channel, and the destination gives them to the guest.
 //!
-//! **When.** Never before the destination said that the guest runs there: until then the guest may resume here, and
-//! would then read its own TAP; what it had been given twice it would see twice. A source that doesn't know what became
-//! of its commit takes nothing. From the answer on there is no way back, and taking from the TAP, which can't be undone,
-//! loses nothing. The source looks at once, then every 5 ms for half a second: until then the guest has announced
-//! itself from its new place, and what still comes here is what every host gets.
+//! **When.** Never before the destination said that the guest runs there. Until then the guest may resume here and read
+//! its TAP itself, and what was taken from there can't be put back: so a source that doesn't know what became of its
+//! commit takes nothing. From the answer on there is no way back. The source looks at once, then every 5 ms for half a
+//! second: by then the guest has announced itself from its new place, and what still comes here is what every host gets.
 //!
 //! **At what price.** None that the guest pays: the first look is behind everything that the answer to the commit sets
 //! in motion. Neither does the migration wait for late input; when it ends within that half second it looks a last

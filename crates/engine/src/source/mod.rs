@@ -7,6 +7,7 @@
 //! fed, so no state waits for the guest; and nothing of an old link is fed once there is a new one.
 
 mod answer;
+mod batch;
 mod common;
 mod drain;
 mod ended;
@@ -36,9 +37,7 @@ mod throttle;
 use std::time::Duration;
 
 use migrated_pages::{PAGE_SIZE, PageRun, PageSet};
-use migrated_wire::{
-    CommitOutcome, GuestIdentity, LateInput, MAX_DATA_PAGES, Section, ToDestination, ToSource, VerifyWhen,
-};
+use migrated_wire::{CommitOutcome, GuestIdentity, LateInput, Section, ToDestination, ToSource, VerifyWhen};
 
 use crate::failure::{Failure, FailureCode};
 use crate::limits::Limits;
@@ -46,14 +45,8 @@ use crate::policy::ConvergencePolicy;
 use crate::record::{MigrationRecord, MigrationState, Mode};
 use crate::round::{RoundKind, Take};
 use crate::throttle::{ThrottleCounts, ThrottleOrder};
+pub use batch::{BATCH_PAGES, BATCH_RUNS, Next, Sent};
 use common::Common;
-
-/// Pages in a batch: 1 MiB of payload, enough to make system calls cheap and few enough that a
-/// paused guest's last pages spread over all channels.
-pub const BATCH_PAGES: u64 = 256;
-/// Runs in a batch, so that scattered pages make full batches too.
-pub const BATCH_RUNS: usize = 256;
-const _: () = assert!(BATCH_PAGES <= MAX_DATA_PAGES);
 
 /// What a source is told when it is made.
 #[derive(Clone, Debug)]
@@ -170,45 +163,6 @@ pub enum SourceAction {
     Wake,
     /// Close all channels.
     HangUp,
-}
-
-/// What a page channel does next.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Send these pages (appended to the vector given) as frames of this iteration.
-    Pages {
-        /// Which iteration.
-        iteration: u32,
-    },
-    /// Send the hashes of these pages.
-    Hashes {
-        /// Which iteration.
-        iteration: u32,
-    },
-    /// Send an end-of-iteration marker, then call [`Source::marker_sent`].
-    Marker {
-        /// Which iteration.
-        iteration: u32,
-        /// Pages sent on this channel in it.
-        pages: u64,
-    },
-    /// Nothing now: wait to be woken.
-    Wait,
-    /// Nothing before this moment: the bandwidth limit.
-    WaitUntil(Duration),
-    /// There will be nothing more on this link.
-    Ended,
-}
-
-/// What a channel sent of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sent {
-    /// Pages with payload.
-    pub data_pages: u64,
-    /// Pages found zero.
-    pub zero_pages: u64,
-    /// Payload bytes.
-    pub bytes: u64,
 }
 
 /// The state machine of a migration's source.
