@@ -34,9 +34,40 @@ const CODE: [u8; 38] = [
 /// Goes on with the next letter while memory holds what was written, else stops.
 const AGAIN: [u8; 3] = [0x74, 0xe0, 0xf4]; // je to the out; hlt
 
-/// An ELF image of one segment with that code, taking `size` bytes of memory, and the PVH note.
+/// Prints a letter, waits for another, and ends: `r` resets the machine, `o` switches it off, any other crashes it.
+#[rustfmt::skip]
+const ENDS: [u8; 52] = [
+    0x66, 0xba, 0xf8, 0x03,             // mov dx, 0x3f8
+    0xb0, b'B',                         // mov al, 'B'
+    0xee,                               // out dx, al
+    0x66, 0xba, 0xfd, 0x03,             // mov dx, 0x3fd
+    0xec,                               // in al, dx
+    0xa8, 0x01,                         // test al, 1
+    0x74, 0xfb,                         // jz to the in
+    0x66, 0xba, 0xf8, 0x03,             // mov dx, 0x3f8
+    0xec,                               // in al, dx
+    0x3c, b'r',                         // cmp al, 'r'
+    0x74, 0x06,                         // je reset
+    0x3c, b'o',                         // cmp al, 'o'
+    0x74, 0x0b,                         // je off
+    0x0f, 0x0b,                         // ud2, without an IDT: a triple fault
+    0x66, 0xba, 0x06, 0x06,             // reset: mov dx, 0x606
+    0xb0, 0x01,                         // mov al, 1
+    0xee,                               // out dx, al
+    0xeb, 0xfe,                         // jmp here
+    0x66, 0xba, 0x04, 0x06,             // off: mov dx, 0x604
+    0x66, 0xb8, 0x00, 0x34,             // mov ax, 0x3400
+    0x66, 0xef,                         // out dx, ax
+    0xeb, 0xfe,                         // jmp here
+];
+
+/// The alphabet's kernel, taking `size` bytes of memory.
 fn image(size: u64) -> Vec<u8> {
-    let code = [&CODE[..], &AGAIN].concat();
+    image_of(&[&CODE[..], &AGAIN].concat(), size)
+}
+
+/// An ELF image of one segment with that code, taking `size` bytes of memory, and the PVH note.
+fn image_of(code: &[u8], size: u64) -> Vec<u8> {
     let mut image = vec![0; 0x1000 + code.len()];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"\x7fELF\x02\x01\x01"); // 64-bit, little endian
@@ -61,7 +92,7 @@ fn image(size: u64) -> Vec<u8> {
     }
     put(0x20c, b"Xen\0");
     put(0x210, &LOAD.to_le_bytes());
-    put(0x1000, &code);
+    put(0x1000, code);
     image
 }
 
@@ -138,4 +169,59 @@ fn a_kernel_larger_than_the_guest_leaves_nothing_behind() {
         lab.await_tidy();
         assert_eq!(lab.a.vm_dirs(), 0);
     }
+}
+
+#[test]
+fn guests_reset_switch_off_and_crash() {
+    require!(Kvm, Netns);
+    let lab = Lab::new();
+    let kernel = file(&lab, "kernel", &image_of(&ENDS, 0));
+    let kernel = kernel.to_str().unwrap();
+    let create = || lab.a.cli(&["vm", "create", "--name", "k", "--memory", "32M", "--kernel", kernel]);
+    let send = |letter: &str| lab.a.run(&["vm", "console", "k", "--send", letter]);
+    let said = |text: &[u8]| wait_until("the guest's letter", PATIENCE, || console(&lab.a) == text);
+    let is = |state: VmState| wait_until("the guest's end", PATIENCE, || lab.a.vm("k").state == state);
+
+    let made = create();
+    said(b"B");
+    let (code, _) = lab.a.cli_refused(&["vm", "shutdown", "k"]);
+    assert_eq!(code, "power_button_ignored");
+    send("r");
+    // The same VM, on whose console the first boot is still to be read.
+    said(b"BB");
+    is(VmState::Running);
+    let anew = lab.a.vm("k");
+    assert_eq!(
+        (made["id"].as_str(), made["pid"].as_u64() == anew.pid.map(u64::from)),
+        (Some(&*anew.id), false)
+    );
+    // Its kernel is gone when it wants to boot again.
+    std::fs::rename(kernel, format!("{kernel}.away")).unwrap();
+    send("r");
+    is(VmState::Stopped);
+    let error = lab.a.vm("k").error.unwrap();
+    assert!(error.contains("reset itself") && error.contains(kernel), "{error}");
+    assert_eq!(console(&lab.a), b"BB");
+    lab.a.cli(&["vm", "delete", "k"]);
+    std::fs::rename(format!("{kernel}.away"), kernel).unwrap();
+
+    create();
+    said(b"B");
+    send("o");
+    is(VmState::Stopped);
+    lab.a.cli(&["vm", "delete", "k"]);
+
+    create();
+    said(b"B");
+    send("x");
+    is(VmState::Crashed);
+    let error = lab.a.vm("k").error.unwrap();
+    assert!(error.contains("triple fault"), "{error}");
+    assert_eq!(console(&lab.a), b"B");
+    let (code, _) = lab.a.cli_refused(&["vm", "shutdown", "k"]);
+    assert_eq!(code, "wrong_vm_state");
+    let (code, detail) =
+        lab.a.cli_refused(&["vm", "create", "--name", "n", "--vcpus", "300", "--kernel", kernel]);
+    assert!(code == "invalid_request" && detail.contains("1 to 254"), "{code}: {detail}");
+    lab.a.cli(&["vm", "delete", "k"]);
 }
