@@ -71,7 +71,7 @@ impl Daemon {
     }
 
     /// Starts a VM's process, whose directory is ready, and a supervisor for it. Gives the connection to it, or why
-    /// there is none: it may come yet.
+    /// there is none: it may come yet, or the process has ended, which is taken note of.
     pub(super) async fn start_process(
         self: &Arc<Self>,
         vm: &Arc<Vm>,
@@ -85,7 +85,7 @@ impl Daemon {
         let Some(process) = process else {
             let how = exit.wait().await;
             self.on_exit(vm, how);
-            return Err(vm.died());
+            return Ok(Err(ClientError::Closed));
         };
         vm.set_process(process.clone());
         if vm.is_doomed() {
@@ -98,7 +98,7 @@ impl Daemon {
             connected = ControlClient::connect(&socket, GREETING) => connected,
             how = exit.wait() => {
                 self.on_exit(vm, how);
-                return Err(vm.died());
+                return Ok(Err(ClientError::Closed));
             }
         };
         // From here the supervisor waits for its end, also when it gave no greeting.
@@ -118,9 +118,8 @@ impl Daemon {
         vm: &Vm,
         client: Result<ControlClient, ClientError>,
     ) -> Result<Vec<SocketAddr>, DaemonError> {
-        let patience = GREETING + Duration::from_secs(vm.spec.memory_bytes / SLOWEST_PREFAULT);
         let asked = match client {
-            Ok(client) => ready_and_state(&client, vm, patience).await,
+            Ok(client) => ready_and_state(&client, vm).await,
             Err(e) => Err(e),
         };
         match asked {
@@ -207,11 +206,8 @@ impl Daemon {
 }
 
 /// Waits until the VM is made, and learns what it does then.
-async fn ready_and_state(
-    client: &ControlClient,
-    vm: &Vm,
-    patience: Duration,
-) -> Result<Vec<SocketAddr>, ClientError> {
+pub(super) async fn ready_and_state(client: &ControlClient, vm: &Vm) -> Result<Vec<SocketAddr>, ClientError> {
+    let patience = GREETING + Duration::from_secs(vm.spec.memory_bytes / SLOWEST_PREFAULT);
     let Response::Ready { endpoints } = client.request_within(Request::AwaitReady, patience).await? else {
         return Err(ClientError::Unexpected("another answer than that it is ready"));
     };

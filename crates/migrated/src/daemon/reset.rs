@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use migrated_control::{BootPlan, ExitReport, FileError, VmStart, VmState};
 use thiserror::Error;
 
+use super::lifecycle::ready_and_state;
+use super::process::ProcessId;
 use super::vm::Vm;
 use super::{Daemon, DaemonError};
 
@@ -58,9 +60,8 @@ impl Daemon {
         vm.set_state(VmState::Starting, None);
         let (daemon, vm) = (Arc::clone(self), Arc::clone(vm));
         tokio::spawn(async move {
-            if let Err(error) = daemon.try_reboot(&vm).await
-                && !vm.is_gone()
-            {
+            if let Err(error) = daemon.try_reboot(&vm).await {
+                vm.process().inspect(ProcessId::kill);
                 let message = format!("the guest reset itself and can't boot again: {error}");
                 leave_off(&vm, error.code(), message);
             }
@@ -83,8 +84,13 @@ impl Daemon {
         vm.dir.write_start(&VmStart::Boot(Box::new(plan))).map_err(unusable)?;
         // Last: a daemon that takes over before this finds the reset again.
         vm.dir.clear_exit().map_err(unusable)?;
-        if let Err(error) = self.start_process(vm).await? {
-            tracing::warn!(vm = vm.id, "the VM process does not answer yet: {error}");
+        let asked = match self.start_process(vm).await? {
+            Ok(client) => ready_and_state(&client, vm).await.map(drop),
+            Err(error) => Err(error),
+        };
+        // Its supervisor asks again, and learns why it ends.
+        if let Err(error) = asked {
+            tracing::warn!(vm = vm.id, "the VM process does not say how it is: {error}");
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ fn what_people_type_is_taken_or_refused() {
         "migrated vm create --name a --workload hot=1M --memory 1G --vcpus 2 --backing thp --prefault",
         "migrated vm create --name a --kernel k --initramfs i --cmdline c",
         "migrated vm console a --follow",
+        "migrated vm shutdown a --timeout 0s",
         "migrated migrate a --to b --max-downtime 50ms --bandwidth 1gbit --channels 2 --verify before --timeout 60s \
          --on-timeout stop --transport tcp+tls --watch",
         "migrated migrate a --to b --plan --link 1gbit --rtt 10ms --sample 1s --max-total 30s --json",

@@ -11,6 +11,8 @@
 //! | `die-in-switchover` | dies after it sent the commit |
 //! | `busy` | is seen to write 60 000 pages a second |
 //! | `departing` | can't be watched, because a migration begins |
+//! | `loops` | once it was reset, it resets itself again at once |
+//! | `homeless` | once it was reset, it finds no kernel |
 //! | `measured` | its migration says that it sent 64 MiB at 3 Gbit/s, in the record of its end |
 
 use std::io::{BufRead, BufReader, Write};
@@ -35,6 +37,9 @@ use super::host::PATIENCE;
 
 /// What `VmCommand` puts before `--dir`.
 pub const ARGS: [&str; 4] = ["--exact", "tests::fake_vm::fake_vm_process", "--nocapture", "--"];
+
+/// What makes it reset itself, when it is typed.
+pub const RESET: &[u8] = b"reset";
 
 const GREETING: &[u8] = b"hello from the guest\n";
 
@@ -92,6 +97,13 @@ impl FakeVm {
             console: Mutex::new(console),
             answers: Mutex::new(None),
         });
+        let again = matches!(&vm.start, VmStart::Boot(plan) if plan.again);
+        if again && vm.does("loops") {
+            vm.exit(VmState::Stopped, ExitReport::RESET);
+        }
+        if again && vm.does("homeless") {
+            vm.exit(VmState::Stopped, "file_unreadable");
+        }
         if vm.does("die") {
             exit(3);
         }
@@ -334,6 +346,7 @@ impl VmService for Service {
             Request::ConsoleRead { from, max, .. } => {
                 return Ok(Response::Console(vm.console.lock().read(from, max as usize).unwrap()));
             }
+            Request::ConsoleInput { bytes } if bytes == RESET => vm.exit(VmState::Stopped, ExitReport::RESET),
             Request::ConsoleInput { bytes } => vm.console.lock().append(&bytes).unwrap(),
             Request::Migrate(plan) => {
                 vm.inner.lock().record = vm.record_of(&plan);

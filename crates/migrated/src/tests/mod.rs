@@ -10,5 +10,6 @@ mod fake_vm;
 mod host;
 mod migration;
 mod plan;
+mod power;
 mod restart;
 mod spec_document;

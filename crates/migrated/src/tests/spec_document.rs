@@ -21,6 +21,7 @@ fn everything_that_the_issue_asks_for_is_there() {
         ("/v1/vms/{vm}/pause", &["post"]),
         ("/v1/vms/{vm}/resume", &["post"]),
         ("/v1/vms/{vm}/console", &["get", "post"]),
+        ("/v1/vms/{vm}/shutdown", &["post"]),
         ("/v1/vms/{vm}/migrations", &["post"]),
         ("/v1/vms/{vm}/migrations/plan", &["post"]),
         ("/v1/migrations", &["get"]),

@@ -37,11 +37,39 @@ const AGAIN: [u8; 3] = [0x74, 0xe0, 0xf4]; // je to the out; hlt
 /// Prints that and breaks: an exception without a table to handle it.
 const BREAKS: &str = "last words";
 
-/// An ELF image of one segment with the alphabet's code, taking `size` bytes of memory, and the PVH note.
+/// Prints a letter, waits for another, and ends: `r` resets the machine, `o` switches it off, any other crashes it.
+#[rustfmt::skip]
+const ENDS: [u8; 52] = [
+    0x66, 0xba, 0xf8, 0x03,             // mov dx, 0x3f8
+    0xb0, b'B',                         // mov al, 'B'
+    0xee,                               // out dx, al
+    0x66, 0xba, 0xfd, 0x03,             // mov dx, 0x3fd
+    0xec,                               // in al, dx
+    0xa8, 0x01,                         // test al, 1
+    0x74, 0xfb,                         // jz to the in
+    0x66, 0xba, 0xf8, 0x03,             // mov dx, 0x3f8
+    0xec,                               // in al, dx
+    0x3c, b'r',                         // cmp al, 'r'
+    0x74, 0x06,                         // je reset
+    0x3c, b'o',                         // cmp al, 'o'
+    0x74, 0x0b,                         // je off
+    0x0f, 0x0b,                         // ud2, without an IDT: a triple fault
+    0x66, 0xba, 0x06, 0x06,             // reset: mov dx, 0x606
+    0xb0, 0x01,                         // mov al, 1
+    0xee,                               // out dx, al
+    0xeb, 0xfe,                         // jmp here
+    0x66, 0xba, 0x04, 0x06,             // off: mov dx, 0x604
+    0x66, 0xb8, 0x00, 0x34,             // mov ax, 0x3400
+    0x66, 0xef,                         // out dx, ax
+    0xeb, 0xfe,                         // jmp here
+];
+
+/// The alphabet's kernel, taking `size` bytes of memory.
 fn image(size: u64) -> Vec<u8> {
     image_of(&[&CODE[..], &AGAIN].concat(), size)
 }
 
+/// An ELF image of one segment with that code, taking `size` bytes of memory, and the PVH note.
 fn image_of(code: &[u8], size: u64) -> Vec<u8> {
     let mut image = vec![0; 0x1000 + code.len()];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
@@ -174,22 +202,56 @@ fn a_kernel_that_triple_faults_leaves_its_console_and_can_be_deleted() {
 }
 
 #[test]
-fn more_vcpus_than_there_can_be_are_refused_with_the_limit() {
+fn guests_reset_switch_off_and_crash() {
     require!(Kvm, Netns);
     let lab = Lab::new();
-    let (code, why) = lab.a.cli_refused(&[
-        "vm",
-        "create",
-        "--name",
-        "k",
-        "--memory",
-        "64M",
-        "--vcpus",
-        "300",
-        "--workload",
-        "hot=1M",
-    ]);
-    assert!(why.contains("vcpus is 300") && why.contains("1 to 254"), "{code}: {why}");
-    lab.await_tidy();
-    assert_eq!(lab.a.vm_dirs(), 0);
+    let kernel = file(&lab, "kernel", &image_of(&ENDS, 0));
+    let kernel = kernel.to_str().unwrap();
+    let create = || lab.a.cli(&["vm", "create", "--name", "k", "--memory", "32M", "--kernel", kernel]);
+    let send = |letter: &str| lab.a.run(&["vm", "console", "k", "--send", letter]);
+    let said = |text: &[u8]| wait_until("the guest's letter", PATIENCE, || console(&lab.a) == text);
+    let is = |state: VmState| wait_until("the guest's end", PATIENCE, || lab.a.vm("k").state == state);
+
+    let made = create();
+    said(b"B");
+    let (code, _) = lab.a.cli_refused(&["vm", "shutdown", "k"]);
+    assert_eq!(code, "power_button_ignored");
+    send("r");
+    // The same VM, on whose console the first boot is still to be read.
+    said(b"BB");
+    is(VmState::Running);
+    let anew = lab.a.vm("k");
+    assert_eq!(
+        (made["id"].as_str(), made["pid"].as_u64() == anew.pid.map(u64::from)),
+        (Some(&*anew.id), false)
+    );
+    // Its kernel is gone when it wants to boot again.
+    std::fs::rename(kernel, format!("{kernel}.away")).unwrap();
+    send("r");
+    is(VmState::Stopped);
+    let error = lab.a.vm("k").error.unwrap();
+    assert!(error.contains("reset itself") && error.contains(kernel), "{error}");
+    assert_eq!(console(&lab.a), b"BB");
+    lab.a.cli(&["vm", "delete", "k"]);
+    std::fs::rename(format!("{kernel}.away"), kernel).unwrap();
+
+    create();
+    said(b"B");
+    send("o");
+    is(VmState::Stopped);
+    lab.a.cli(&["vm", "delete", "k"]);
+
+    create();
+    said(b"B");
+    send("x");
+    is(VmState::Crashed);
+    let error = lab.a.vm("k").error.unwrap();
+    assert!(error.contains("triple fault"), "{error}");
+    assert_eq!(console(&lab.a), b"B");
+    let (code, _) = lab.a.cli_refused(&["vm", "shutdown", "k"]);
+    assert_eq!(code, "wrong_vm_state");
+    let (code, detail) =
+        lab.a.cli_refused(&["vm", "create", "--name", "n", "--vcpus", "300", "--kernel", kernel]);
+    assert!(code == "invalid_request" && detail.contains("1 to 254"), "{code}: {detail}");
+    lab.a.cli(&["vm", "delete", "k"]);
 }
