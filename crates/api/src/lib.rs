@@ -23,8 +23,8 @@ pub use problem::{Problem, Reason};
 pub use vm::{ConsoleQuery, Vm, VmList};
 
 pub use migrated_control::{
-    BootSource, ConsoleRange, GuestSample, MemoryBacking, Resolution, TransportKind, VmSpec, VmState,
-    WorkloadCounters, WriteWindow,
+    BootSource, ConsoleRange, GuestSample, MacAddr, MacAddrError, MemoryBacking, NetworkSpec, Resolution,
+    TransportKind, VmSpec, VmState, WorkloadCounters, WriteWindow,
 };
 pub use migrated_cpuid::{
     BaselineSpec, CpuDump, CpuReport, CustomBaseline, FeatureSet, HostIdentity, LostFeature, Mismatch,

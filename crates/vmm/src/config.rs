@@ -23,6 +23,21 @@ pub struct VmConfig {
     pub cpu: Option<GuestCpu>,
     /// File that the console's last bytes are kept in, so that they outlive this process.
     pub console: Option<File>,
+    /// Network interfaces, in the order in which the guest finds them.
+    pub networks: Vec<NetworkConfig>,
+}
+
+/// One network interface: a virtio NIC on a TAP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// The NIC's address, as it goes over the wire.
+    pub mac: [u8; 6],
+    /// The host's bridge that the TAP becomes a port of.
+    pub bridge: String,
+    /// Name of the TAP, which must be free; `None` lets the kernel find one.
+    pub tap: Option<String>,
+    /// Largest packet in bytes, without the Ethernet header; `None` is the kernel's default.
+    pub mtu: Option<u16>,
 }
 
 impl VmConfig {
@@ -39,6 +54,7 @@ impl VmConfig {
             tracking: TrackerKind::Log,
             cpu: None,
             console: None,
+            networks: Vec::new(),
         }
     }
 }

@@ -21,7 +21,7 @@ mod throttle;
 mod vcpu;
 pub mod workload;
 
-pub use config::{MemoryBacking, VmConfig};
+pub use config::{MemoryBacking, NetworkConfig, VmConfig};
 pub use console::{CONSOLE_CAPACITY, Console};
 pub use cpu::{CpuDifference, CpuError, cpu_differences};
 pub use error::VmmError;

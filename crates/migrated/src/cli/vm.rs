@@ -5,10 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use http_body_util::BodyExt;
-use migrated_api::{BootSource, MemoryBacking, Vm, VmList, VmSpec};
+use migrated_api::{BootSource, MemoryBacking, NetworkSpec, Vm, VmList, VmSpec};
 
 use super::cpu::list::wrapped;
 use super::cpu::source::baseline_spec;
+use super::network::{self, bridges, in_words};
 use super::output::{Output, table};
 use crate::client::ApiClient;
 use crate::units;
@@ -63,6 +64,15 @@ pub struct CreateArgs {
     /// Touch all RAM at creation.
     #[arg(long)]
     prefault: bool,
+    /// A network interface, on a TAP that becomes a port of this bridge of the host; may be given several times.
+    /// `bridge@HOST=` names the bridge on a host where it is another one; `mac=` and `tap=` are chosen where they
+    /// are left out.
+    #[arg(
+        long,
+        value_name = "bridge=BRIDGE[,mac=MAC][,tap=NAME][,mtu=BYTES][,bridge@HOST=BRIDGE]…",
+        value_parser = network::network
+    )]
+    net: Vec<NetworkSpec>,
 }
 
 #[derive(Debug, Args)]
@@ -135,6 +145,7 @@ impl CreateArgs {
             backing,
             prefault: self.prefault,
             cpu_baseline: baseline_spec(&self.cpu_baseline)?,
+            network: self.net,
         })
     }
 }
@@ -189,11 +200,12 @@ fn list_for_people(list: &VmList) -> String {
             vm.state.to_string(),
             vm.spec.vcpus.to_string(),
             units::show_bytes(vm.spec.memory_bytes),
+            bridges(&vm.spec),
             vm.migration.clone().unwrap_or_default(),
             vm.id.clone(),
         ]
     });
-    table(&["name", "state", "vcpus", "memory", "migration", "id"], rows)
+    table(&["name", "state", "vcpus", "memory", "network", "migration", "id"], rows)
 }
 
 fn vm_for_people(vm: &Vm) -> String {
@@ -216,6 +228,9 @@ fn vm_for_people(vm: &Vm) -> String {
             BootSource::Workload { cmdline } => format!("the workload guest: {cmdline}"),
         }),
     );
+    for network in &vm.spec.network {
+        row("network", Some(in_words(network)));
+    }
     if let Some(cpu) = &vm.cpu {
         let best = cpu.best.clone().unwrap_or_else(|| "no named baseline".into());
         row("cpu", Some(format!("{best} (made from {})", cpu.baseline)));

@@ -26,6 +26,9 @@ pub enum DaemonError {
     /// Too little RAM.
     #[error(transparent)]
     NoRoom(#[from] super::memory::NoRoom),
+    /// The host can't give a VM its network interfaces.
+    #[error("this host can't connect the VM: {}", in_words(.0))]
+    Network(Vec<Reason>),
     /// KVM can't be used.
     #[error("{0}")]
     Kvm(String),
@@ -174,6 +177,7 @@ impl DaemonError {
             Self::IdTaken(_) => "vm_id_taken",
             Self::Invalid(_) => "invalid_request",
             Self::NoRoom(_) => "insufficient_memory",
+            Self::Network(_) => "network_unavailable",
             Self::Kvm(_) => "kvm_unavailable",
             Self::Vm(error) => &error.code,
             Self::VmUnreachable { .. } => "vm_process_unreachable",
@@ -199,7 +203,7 @@ impl DaemonError {
     /// Every single thing that was wrong, where there may be several.
     pub fn reasons(&self) -> Vec<Reason> {
         match self {
-            Self::Invalid(reasons) | Self::Baseline(reasons) => reasons.clone(),
+            Self::Invalid(reasons) | Self::Network(reasons) | Self::Baseline(reasons) => reasons.clone(),
             Self::AdmissionRefused(refusal) => refusal.reasons.clone(),
             Self::CpuNotGiven { report, .. } => cpu_reasons(report).collect(),
             _ => Vec::new(),

@@ -49,6 +49,7 @@ fn status(error: &DaemonError) -> StatusCode {
         DaemonError::NameTaken(_)
         | DaemonError::IdTaken(_)
         | DaemonError::NoRoom(_)
+        | DaemonError::Network(_)
         | DaemonError::WrongState { .. }
         | DaemonError::MigrationInProgress { .. }
         | DaemonError::NotCancellable { .. }

@@ -16,6 +16,7 @@ fn what_people_type_is_taken_or_refused() {
         "migrated serve --config host.toml --listen 127.0.0.1:1 --token-file t --migration-ports 1-2",
         "migrated vm create --name a --workload hot=1M --memory 1G --vcpus 2 --backing thp --prefault",
         "migrated vm create --name a --kernel k --initramfs i --cmdline c",
+        "migrated vm create --name a --kernel k --net bridge=br0 --net bridge=br1,mac=52:54:00:12:34:56,bridge@b=br2",
         "migrated vm console a --follow",
         "migrated migrate a --to b --max-downtime 50ms --bandwidth 1gbit --channels 2 --verify before --timeout 60s \
          --on-timeout stop --transport tcp+tls --watch",
@@ -43,6 +44,7 @@ fn what_people_type_is_taken_or_refused() {
         ("migrated vm create --name a --workload x --kernel k", "cannot be used with"),
         ("migrated vm create --name a --workload x --initramfs i", "cannot be used with"),
         ("migrated vm create --name a --workload x --memory lots", "no size"),
+        ("migrated vm create --name a --workload x --net br0", "is no part of a network"),
         ("migrated migrate a", "--to"),
         ("migrated migrate a --to b --max-downtime 50", "no duration"),
         ("migrated migrate a --to b --bandwidth fast", "no rate"),

@@ -9,6 +9,7 @@ pub mod cpus;
 mod fake_vm;
 mod host;
 mod migration;
+mod network;
 mod plan;
 mod restart;
 mod spec_document;

@@ -131,6 +131,7 @@ fn two_daemons_cant_have_one_state_directory() {
         vm_command: crate::daemon::VmCommand::this_program().unwrap(),
         kvm: super::host::four_vcpus,
         cpu: super::host::fitting_cpu,
+        network: crate::daemon::HostNetwork::of_system(),
     };
     let error = host.call(crate::daemon::Daemon::start(config, ground)).unwrap_err();
     assert!(format!("{error:#}").contains("another daemon runs on it"), "{error:#}");
