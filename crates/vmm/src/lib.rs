@@ -30,3 +30,4 @@ pub use host::HostKvm;
 pub use machine::{BootContext, Vm};
 pub use memory::{HIGH_RAM_START, LOW_RAM_END, MemoryError, RAM_GRANULE};
 pub use migrate::{ClaimError, IncomingVm, PausedVm, RunningVm};
+pub use serial::InputRefused;

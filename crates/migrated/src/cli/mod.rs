@@ -2,6 +2,7 @@
 
 mod certs;
 mod connect;
+mod console;
 mod cpu;
 pub mod migrate;
 mod migration;

@@ -1,12 +1,11 @@
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use http_body_util::BodyExt;
 use migrated_api::{BootSource, MemoryBacking, NetworkSpec, Vm, VmList, VmSpec};
 
+use super::console::{self, ConsoleArgs};
 use super::cpu::list::wrapped;
 use super::cpu::source::baseline_spec;
 use super::network::{self, bridges, in_words};
@@ -31,7 +30,7 @@ pub enum VmCommand {
     Resume(VmArg),
     /// End a VM and remove everything of it.
     Delete(VmArg),
-    /// Read a VM's console, or write to it.
+    /// Use a VM's console: as a terminal, or in a pipe.
     Console(ConsoleArgs),
 }
 
@@ -102,21 +101,6 @@ enum Backing {
     Hugetlb2m,
 }
 
-#[derive(Debug, Args)]
-pub struct ConsoleArgs {
-    /// Name or id of the VM.
-    vm: String,
-    /// Go on as output comes, until the VM ends.
-    #[arg(long, short)]
-    follow: bool,
-    /// Offset of the first byte.
-    #[arg(long, default_value_t = 0)]
-    from: u64,
-    /// Send this line to the serial input instead.
-    #[arg(long, value_name = "LINE", conflicts_with_all = ["follow", "from"])]
-    send: Option<String>,
-}
-
 impl CreateArgs {
     fn spec(self) -> Result<VmSpec> {
         // The daemon's working directory is not ours.
@@ -173,24 +157,8 @@ pub async fn run(client: &ApiClient, output: Output, command: VmCommand) -> Resu
             output.value(&vm, |vm| format!("{} {}", vm.name, vm.state))
         }
         VmCommand::Delete(VmArg { vm }) => Ok(client.delete(&format!("/v1/vms/{vm}")).await?),
-        VmCommand::Console(args) => console(client, args).await,
+        VmCommand::Console(args) => console::run(client, args).await,
     }
-}
-
-async fn console(client: &ApiClient, args: ConsoleArgs) -> Result<()> {
-    let path = format!("/v1/vms/{}/console", args.vm);
-    if let Some(line) = args.send {
-        return Ok(client.post_bytes(&path, format!("{line}\n").into_bytes()).await?);
-    }
-    let mut body = client.stream(&format!("{path}?from={}&follow={}", args.from, args.follow)).await?;
-    let mut stdout = std::io::stdout();
-    while let Some(frame) = body.frame().await {
-        if let Ok(bytes) = frame.context("the daemon broke off")?.into_data() {
-            stdout.write_all(&bytes)?;
-            stdout.flush()?;
-        }
-    }
-    Ok(())
 }
 
 fn list_for_people(list: &VmList) -> String {

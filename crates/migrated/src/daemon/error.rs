@@ -97,6 +97,14 @@ pub enum DaemonError {
         /// Its state.
         state: MigrationState,
     },
+    /// As many follow a console as may.
+    #[error("{readers} readers follow the console of VM {vm} already; end one of them")]
+    TooManyReaders {
+        /// Which VM.
+        vm: String,
+        /// How many may.
+        readers: usize,
+    },
     /// A destination that is neither configured nor a URL.
     #[error("{0}")]
     PeerUnknown(String),
@@ -186,6 +194,7 @@ impl DaemonError {
             Self::NotCancellable { .. } => "migration_not_cancellable",
             Self::RunsElsewhere { .. } => "guest_runs_elsewhere",
             Self::NotRecoverable { .. } => "migration_not_recoverable",
+            Self::TooManyReaders { .. } => "too_many_readers",
             Self::PeerUnknown(_) => "peer_unknown",
             Self::Transport(_) => "transport_unavailable",
             Self::AdmissionRefused(refusal) if refusal.is_for_cpu_alone() => CPU_INCOMPATIBLE,

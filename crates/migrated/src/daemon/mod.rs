@@ -27,6 +27,7 @@ mod spec;
 mod store;
 mod supervise;
 mod vm;
+mod whereabouts;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,9 +47,11 @@ pub use host::probe_kvm_at;
 pub use host::{KvmFacts, probe_kvm, read_host_cpu};
 pub use migration::Migration;
 pub use network::HostNetwork;
+pub use peers::peer_failed;
 pub use postcopy::pages_follow;
 pub use process::{ProcessId, VmCommand};
 pub use vm::Vm;
+pub use whereabouts::Whereabouts;
 
 use crate::config::HostConfig;
 use crate::metrics::Metrics;

@@ -18,6 +18,8 @@ fn what_people_type_is_taken_or_refused() {
         "migrated vm create --name a --kernel k --initramfs i --cmdline c",
         "migrated vm create --name a --kernel k --net bridge=br0 --net bridge=br1,mac=52:54:00:12:34:56,bridge@b=br2",
         "migrated vm console a --follow",
+        "migrated vm console a --from 5 --escape ^A",
+        "migrated vm console a --no-input --from 0",
         "migrated migrate a --to b --max-downtime 50ms --bandwidth 1gbit --channels 2 --verify before --timeout 60s \
          --on-timeout stop --transport tcp+tls --watch",
         "migrated migrate a --to b --plan --link 1gbit --rtt 10ms --sample 1s --max-total 30s --json",
@@ -45,6 +47,9 @@ fn what_people_type_is_taken_or_refused() {
         ("migrated vm create --name a --workload x --initramfs i", "cannot be used with"),
         ("migrated vm create --name a --workload x --memory lots", "no size"),
         ("migrated vm create --name a --workload x --net br0", "is no part of a network"),
+        ("migrated vm console a --escape ^1x", "no key"),
+        ("migrated vm console a --send x --follow", "cannot be used with"),
+        ("migrated vm console a --no-input --follow", "cannot be used with"),
         ("migrated migrate a", "--to"),
         ("migrated migrate a --to b --max-downtime 50", "no duration"),
         ("migrated migrate a --to b --bandwidth fast", "no rate"),

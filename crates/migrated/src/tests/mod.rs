@@ -3,6 +3,7 @@
 mod access;
 mod api;
 mod command_line;
+mod console;
 mod cpu;
 mod cpu_baselines;
 pub mod cpus;

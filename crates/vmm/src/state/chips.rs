@@ -16,6 +16,8 @@ pub(super) enum ChipPart {
     Pit,
     /// The serial port.
     Serial,
+    /// What the guest wrote to it.
+    Console,
     /// kvmclock. Last, so that as little time as possible passes after it.
     Clock,
 }
@@ -28,7 +30,7 @@ impl ChipPart {
         if features.pit {
             parts.push(Self::Pit);
         }
-        parts.extend([Self::Serial, Self::Clock]);
+        parts.extend([Self::Serial, Self::Console, Self::Clock]);
         parts
     }
 
@@ -37,6 +39,7 @@ impl ChipPart {
             Self::Irqchip(chip) => ("irqchip", chip),
             Self::Pit => ("pit", 0),
             Self::Serial => ("serial", 0),
+            Self::Console => ("console", 0),
             Self::Clock => ("clock", 0),
         };
         SectionId { kind: kind.into(), instance, version: 1 }
@@ -51,7 +54,8 @@ impl ChipPart {
                 raw(&chip)
             }
             Self::Pit => raw(&vm.get_pit2().guest("KVM_GET_PIT2")?),
-            Self::Serial => encode(&hardware.serial.state()),
+            Self::Serial => encode(&hardware.serial.save()),
+            Self::Console => encode(&hardware.serial.console().history()),
             Self::Clock => encode(&time::Clock::save(vm)?),
         })
     }
@@ -72,6 +76,7 @@ impl ChipPart {
                 .set_pit2(&from_raw::<kvm_pit_state2>(data)?)
                 .map_err(|error| format!("KVM_SET_PIT2 failed: {error}")),
             Self::Serial => hardware.serial.restore(decode(data)?),
+            Self::Console => hardware.serial.console().go_on(&decode(data)?),
             Self::Clock => {
                 decode::<time::Clock>(data)?.restore(vm)?;
                 hardware.vcpus.iter().try_for_each(|vcpu| time::forgive_pause(&vcpu.lock()))
