@@ -105,6 +105,23 @@ fn an_unfinished_port_read_is_finished_before_the_state_is_saved() {
 }
 
 #[test]
+fn input_is_refused_until_it_is_known_where_the_guest_goes_on() {
+    require!(Kvm);
+    let vm = run(config(1), ECHO);
+    let mut paused = pause(&vm);
+    assert_eq!(vm.write_input(b"a"), Ok(()));
+    paused.save().unwrap();
+    assert_eq!(vm.write_input(b"b"), Err(InputRefused::Leaving));
+    let _running = paused.resume().unwrap();
+    assert_eq!(vm.write_input(&[b'c'; 100_000]), Err(InputRefused::Full));
+    assert_eq!(vm.write_input(b"d"), Ok(()));
+    while vm.console().end() < 2 {
+        assert!(vm.console().wait_past(vm.console().end(), PATIENCE), "the guest fell silent");
+    }
+    assert_eq!(vm.console().read_from(0, usize::MAX), (0, b"be".to_vec()));
+}
+
+#[test]
 fn the_tsc_goes_on_and_never_back() {
     require!(Kvm);
     // `1: rdtsc; mov [0x8008], eax; mov [0x800c], edx; inc dword [0x8000]; jmp 1b`
