@@ -101,6 +101,8 @@ fn a_destination_refuses_with_every_reason_before_anything_moves() {
     b.remove_interface("tap0");
     b.call(b.client.delete("/v1/vms/other")).unwrap();
     let moved = a.migrate("g", &b);
-    a.wait(&moved.id, &[MigrationState::Completed]);
+    for host in [&a, &b] {
+        host.wait(&moved.id, &[MigrationState::Completed]);
+    }
     assert_eq!(b.vm("g").unwrap().spec, made.spec);
 }
