@@ -46,6 +46,7 @@ impl Guest {
             backing: Default::default(),
             prefault: self.prefault,
             cpu_baseline: Default::default(),
+            network: Vec::new(),
         }
     }
 

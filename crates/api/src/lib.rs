@@ -3,6 +3,7 @@
 //!
 //! Requests refuse unknown fields: a misspelt limit must not be a limit that is not kept.
 
+mod console;
 mod cpu;
 mod incoming;
 mod migration;
@@ -10,6 +11,7 @@ mod plan;
 mod problem;
 mod vm;
 
+pub use console::{ConsoleHeaders, ConsoleInputQuery, ConsoleQuery};
 pub use cpu::{
     BaselineLevel, BaselineList, BaselineRequest, CpuCheck, CpuSource, HostCpuReport, NextLevel, VmCpu,
     Withheld,
@@ -20,11 +22,11 @@ pub use incoming::{
 pub use migration::{MigrationList, RecoverMigration, StartMigration, StartedMigration};
 pub use plan::{LinkSource, MigrationPlan, PlanMigration, PlannedLink};
 pub use problem::{Problem, Reason};
-pub use vm::{ConsoleQuery, Vm, VmList};
+pub use vm::{Vm, VmList};
 
 pub use migrated_control::{
-    BootSource, ConsoleRange, GuestSample, MemoryBacking, Resolution, TransportKind, VmSpec, VmState,
-    WorkloadCounters, WriteWindow,
+    BootSource, ConsoleRange, GuestSample, MacAddr, MacAddrError, MemoryBacking, NetworkSpec, Resolution,
+    TransportKind, VmSpec, VmState, WorkloadCounters, WriteWindow,
 };
 pub use migrated_cpuid::{
     BaselineSpec, CpuDump, CpuReport, CustomBaseline, FeatureSet, HostIdentity, LostFeature, Mismatch,

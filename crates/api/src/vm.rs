@@ -1,6 +1,6 @@
 use migrated_control::{ConsoleRange, VmSpec, VmState, WorkloadCounters};
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use crate::VmCpu;
 
@@ -38,17 +38,4 @@ pub struct Vm {
 pub struct VmList {
     /// The VMs.
     pub vms: Vec<Vm>,
-}
-
-/// Which part of a console to read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct ConsoleQuery {
-    /// Offset of the first byte, into all that was written on this host: a guest that moves begins anew; older than what is kept means the oldest.
-    #[serde(default)]
-    pub from: u64,
-    /// Go on as output comes, until the VM ends.
-    #[serde(default)]
-    pub follow: bool,
 }

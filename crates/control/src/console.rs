@@ -1,7 +1,8 @@
 //! The guest's serial output, kept in a file so that it outlives the VM process.
 //!
-//! The file is a ring of fixed size behind a header with the count of all bytes ever written. Data
-//! is written before the count: a process killed in between loses its last bytes, no others.
+//! The file is a ring of fixed size behind a header with the offset of the first byte that was written to it and the
+//! count of all bytes ever written. Data is written before the count: a process killed in between loses its last bytes,
+//! no others.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,10 +11,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-const MAGIC: [u8; 8] = *b"MGRDCON1";
-const HEADER: u64 = 24;
+const MAGIC: [u8; 8] = *b"MGRDCON2";
+const HEADER: u64 = 32;
 
-/// Which bytes of the console's output can be read, as offsets into all it wrote on this host.
+/// Which bytes of the console's output can be read, as offsets into all that the guest wrote, on whichever host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ConsoleRange {
@@ -42,6 +43,7 @@ impl ConsoleChunk {
 pub struct ConsoleFile {
     file: File,
     capacity: u64,
+    first: u64,
     written: u64,
 }
 
@@ -62,7 +64,7 @@ impl ConsoleFile {
         file.set_len(HEADER + capacity)?;
         file.write_all_at(&MAGIC, 0)?;
         file.write_all_at(&capacity.to_le_bytes(), 8)?;
-        Ok(Self { file, capacity, written: 0 })
+        Ok(Self { file, capacity, first: 0, written: 0 })
     }
 
     /// The ring that a VM process left at `path`, to read.
@@ -74,19 +76,22 @@ impl ConsoleFile {
         let mut header = [0; HEADER as usize];
         file.read_exact_at(&mut header, 0)?;
         let (magic, rest) = header.split_at(8);
-        let (capacity, written) = rest.split_at(8);
+        let (capacity, rest) = rest.split_at(8);
+        let (first, written) = rest.split_at(8);
         let number = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |n, byte| n << 8 | u64::from(*byte));
-        let (capacity, written) = (number(capacity), number(written));
+        let (capacity, first, written) = (number(capacity), number(first), number(written));
         if magic != MAGIC || capacity == 0 || file.metadata()?.len() != HEADER.saturating_add(capacity) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a console ring"));
         }
-        Ok(Self { file, capacity, written })
+        Ok(Self { file, capacity, first, written })
     }
 
     /// Which bytes can be read.
     #[must_use]
-    pub const fn range(&self) -> ConsoleRange {
-        ConsoleRange { start: self.written.saturating_sub(self.capacity), end: self.written }
+    pub fn range(&self) -> ConsoleRange {
+        let start = self.first.max(self.written.saturating_sub(self.capacity));
+        // A process killed while its guest arrived may have left a beginning without the rest.
+        ConsoleRange { start: start.min(self.written), end: self.written }
     }
 
     /// Appends output. Many bytes at once are cheaper: two system calls a call.
@@ -101,7 +106,7 @@ impl ConsoleFile {
         self.file.write_all_at(head, HEADER + at)?;
         self.file.write_all_at(tail, HEADER)?;
         let written = self.written + bytes.len() as u64;
-        self.file.write_all_at(&written.to_le_bytes(), 16)?;
+        self.file.write_all_at(&written.to_le_bytes(), 24)?;
         self.written = written;
         Ok(())
     }

@@ -14,6 +14,7 @@ mod console;
 mod dir;
 mod epoch;
 mod message;
+mod network;
 mod plan;
 mod sample;
 mod server;
@@ -31,6 +32,7 @@ pub use message::{
     CONTROL_VERSION, ControlError, ControlHello, ErrorKind, Event, FromVm, Request, Resolution, Response,
     ToVm,
 };
+pub use network::{MacAddr, MacAddrError, NetworkPlan, NetworkSpec};
 pub use plan::{
     BootPlan, GuestDescription, IncomingPlan, Limits, MigratePlan, OtherAddress, PortRange, SectionRef,
     StartedAt, TlsFiles, TransportKind, VmStart,

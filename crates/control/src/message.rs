@@ -88,7 +88,7 @@ pub enum Request {
     },
     /// Bytes for the guest's serial input. Wait for the answer before sending more: requests may overtake.
     ConsoleInput {
-        /// At most [`ConsoleChunk::MAX`] bytes.
+        /// At most [`ConsoleChunk::MAX`] bytes, which are taken together or not at all.
         bytes: Vec<u8>,
     },
     /// Send the guest away. Answered when it has begun; the rest are [`Event::MigrationRecord`]s.

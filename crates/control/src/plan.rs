@@ -9,7 +9,7 @@ use migrated_pages::RamLayout;
 use migrated_wire::{MigrationId, Token};
 use serde::{Deserialize, Serialize};
 
-use crate::{VmSpec, text};
+use crate::{NetworkPlan, VmSpec, text};
 
 /// How a VM process begins; its directory's `start.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ impl VmStart {
 pub struct BootPlan {
     /// What the VM is made of.
     pub spec: VmSpec,
+    /// Its network interfaces as this host makes them.
+    #[serde(default)]
+    pub networks: Vec<NetworkPlan>,
     /// The CPU that the guest gets: what its baseline comes to on this host.
     pub cpu: GuestCpu,
     /// `cpu` is not this host's, which only pretends to have it, for tests: the guest runs with what this
@@ -276,6 +279,9 @@ pub struct IncomingPlan {
     pub epoch: u64,
     /// What the VM is made of.
     pub spec: VmSpec,
+    /// Its network interfaces as this host makes them.
+    #[serde(default)]
+    pub networks: Vec<NetworkPlan>,
     /// CPU, RAM layout and state to expect.
     pub description: GuestDescription,
     /// The description's CPU is not this host's, which only pretends to have it, for tests; as in [`BootPlan`].

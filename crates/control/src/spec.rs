@@ -3,6 +3,8 @@
 use migrated_cpuid::BaselineSpec;
 use serde::{Deserialize, Serialize};
 
+use crate::NetworkSpec;
+
 /// A VM's specification, complete enough to make an equal, empty VM on another host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +29,9 @@ pub struct VmSpec {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(schema_with = cpu_baseline_schema))]
     pub cpu_baseline: BaselineSpec,
+    /// Network interfaces, at most 8, in the order in which the guest finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network: Vec<NetworkSpec>,
 }
 
 /// A name, or an object of the keys of [`CustomBaseline`](migrated_cpuid::CustomBaseline).

@@ -47,6 +47,7 @@ fn start_and_exit_come_back_as_they_were_written() {
             base: "host".into(),
             ..CustomBaseline::default()
         }),
+        network: Vec::new(),
     };
     let table = CpuTable { feature_msrs: [(0x10a, 1 << 63)].into(), ..CpuTable::default() };
     let cpu = GuestCpu {
@@ -56,7 +57,7 @@ fn start_and_exit_come_back_as_they_were_written() {
         tsc_khz: 2_600_000,
         saved_msrs: vec![0x3b],
     };
-    let plan = BootPlan { spec: spec.clone(), cpu, simulated: false, again: false };
+    let plan = BootPlan { spec: spec.clone(), networks: Vec::new(), cpu, simulated: false, again: false };
     dir.write_start(&VmStart::Boot(Box::new(plan.clone()))).unwrap();
     let start = dir.read_start().unwrap();
     assert_eq!(start.spec(), &spec);

@@ -185,8 +185,12 @@ impl ApiClient {
 
     /// Asks, and gives the answer's body to be read as it comes.
     pub async fn stream(&self, path: &str) -> Result<Incoming, ApiClientError> {
-        let response = self.within(Self::PATIENCE, self.send(Method::GET, path, None)).await?;
-        Ok(response.into_body())
+        self.open(path).await.map(Response::into_body)
+    }
+
+    /// As [`stream`](Self::stream), with the answer's headers.
+    pub async fn open(&self, path: &str) -> Result<Response<Incoming>, ApiClientError> {
+        self.within(Self::PATIENCE, self.send(Method::GET, path, None)).await
     }
 
     async fn call<T: DeserializeOwned>(

@@ -8,7 +8,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{EXAMPLE, HostConfig};
-use crate::daemon::{Daemon, Ground, VmCommand, probe_kvm, read_host_cpu};
+use crate::daemon::{Daemon, Ground, HostNetwork, VmCommand, probe_kvm, read_host_cpu};
 use crate::{http, units};
 
 /// Flags of `serve`. Each replaces what the configuration file says.
@@ -86,6 +86,7 @@ pub async fn run(args: ServeArgs, token_file: Option<PathBuf>) -> Result<()> {
         vm_command: VmCommand::this_program().context("can't find this program's file")?,
         kvm: probe_kvm,
         cpu: read_host_cpu,
+        network: HostNetwork::of_system(),
     };
     let daemon = Daemon::start(config, ground).await?;
     tracing::info!(socket = %socket.display(), tcp = ?tcp, name = daemon.config.name, "serving");

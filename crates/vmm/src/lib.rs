@@ -35,4 +35,5 @@ pub use host::{HostKvm, MAX_VCPUS};
 pub use machine::{BootContext, Vm};
 pub use memory::{MemoryError, RAM_GRANULE};
 pub use migrate::{ClaimError, IncomingVm, PausedVm, RunningVm};
+pub use serial::InputRefused;
 pub use virtio::net::NetworkError;

@@ -21,7 +21,7 @@ use crate::error::KvmContext;
 use crate::gate::{Gate, GuestEnd, RunState};
 use crate::migrate::{ClaimError, IncomingVm, RunningVm};
 use crate::ports::Ports;
-use crate::serial::SerialPort;
+use crate::serial::{InputRefused, SerialPort};
 use crate::state::{self, Features, Hardware};
 use crate::throttle::Throttler;
 use crate::vcpu::{self, Kicker, Vcpu};
@@ -160,8 +160,11 @@ impl Vm {
         &self.machine.console
     }
 
-    /// Types on the guest's serial port. Returns how many bytes found room.
-    pub fn write_input(&self, bytes: &[u8]) -> usize {
+    /// Types on the guest's serial port.
+    ///
+    /// # Errors
+    /// [`InputRefused`]; nothing was taken then.
+    pub fn write_input(&self, bytes: &[u8]) -> Result<(), InputRefused> {
         self.machine.hardware.serial.write_input(bytes)
     }
 

@@ -156,6 +156,7 @@ impl PausedGuest for PausedVm {
     }
 
     fn resume(self) -> Result<RunningVm, Refused<Self>> {
+        self.vm.machine.hardware.serial.stay();
         match self.vm.machine.gate.migration_resume() {
             Ok(()) => Ok(RunningVm { claim: Claim { vm: Some(self.vm) } }),
             Err(error) => Err(Refused { guest: self, error }),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use vm_superio::serial::{NoEvents, SerialState as Registers};
 use vm_superio::{Serial, Trigger};
 
@@ -15,6 +16,17 @@ use crate::layout::COM1_IRQ;
 
 /// Input that waits for the guest to take it; more is refused.
 const INPUT_LIMIT: usize = 64 << 10;
+
+/// Why input is not taken; the guest gets nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum InputRefused {
+    /// The guest doesn't read, or more slowly than it is typed.
+    #[error("the guest has not read the input before; {INPUT_LIMIT} bytes wait already")]
+    Full,
+    /// The port's state is on its way to another host, and what came later would stay behind.
+    #[error("the guest is on its way to another host")]
+    Leaving,
+}
 
 /// Raises an edge on the interrupt controller.
 ///
@@ -60,6 +72,8 @@ pub(crate) struct SerialPort {
 struct Inner {
     uart: Serial<IrqLine, NoEvents, ToConsole>,
     input: VecDeque<u8>,
+    /// The state was saved, and the guest has not run here since.
+    saved: bool,
 }
 
 /// The port's state as it is saved.
@@ -80,7 +94,7 @@ pub(crate) struct SerialState {
 impl SerialPort {
     pub(crate) fn new(vm: Arc<VmFd>, console: Arc<Console>) -> Self {
         let uart = Serial::new(IrqLine(vm.clone()), ToConsole(console.clone()));
-        Self { vm, console, inner: Mutex::new(Inner { uart, input: VecDeque::new() }) }
+        Self { vm, console, inner: Mutex::new(Inner { uart, input: VecDeque::new(), saved: false }) }
     }
 
     /// The guest writes a register.
@@ -99,17 +113,34 @@ impl SerialPort {
         value
     }
 
-    /// Gives the guest input and returns how many bytes were taken; the rest found no room.
-    pub(crate) fn write_input(&self, bytes: &[u8]) -> usize {
+    /// Gives the guest input: all of it, or nothing.
+    pub(crate) fn write_input(&self, bytes: &[u8]) -> Result<(), InputRefused> {
         let mut inner = self.inner.lock();
-        let taken = bytes.len().min(INPUT_LIMIT - inner.input.len());
-        inner.input.extend(&bytes[..taken]);
+        if inner.saved {
+            return Err(InputRefused::Leaving);
+        }
+        if bytes.len() > INPUT_LIMIT - inner.input.len() {
+            return Err(InputRefused::Full);
+        }
+        inner.input.extend(bytes);
         inner.feed();
-        taken
+        Ok(())
     }
 
-    pub(crate) fn state(&self) -> SerialState {
-        let inner = self.inner.lock();
+    /// The guest goes on here with the state that was saved.
+    pub(crate) fn stay(&self) {
+        self.inner.lock().saved = false;
+    }
+
+    /// What the guest wrote.
+    pub(crate) fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// The state; no input is taken until the guest [stays](Self::stay).
+    pub(crate) fn save(&self) -> SerialState {
+        let mut inner = self.inner.lock();
+        inner.saved = true;
         let uart = inner.uart.state();
         SerialState {
             baud_divisor: [uart.baud_divisor_low, uart.baud_divisor_high],
@@ -146,7 +177,7 @@ impl SerialPort {
         let out = ToConsole(self.console.clone());
         let uart = Serial::from_state(&registers, IrqLine(self.vm.clone()), NoEvents, out)
             .map_err(|error| error.to_string())?;
-        *self.inner.lock() = Inner { uart, input: state.input.into() };
+        *self.inner.lock() = Inner { uart, input: state.input.into(), saved: false };
         Ok(())
     }
 }

@@ -39,7 +39,7 @@ fn ask(cpu: GuestCpu, vcpus: u32) -> (Vm, CpuTable) {
     let config = VmConfig { vcpus, cpu: Some(cpu), ..VmConfig::new("test", 32 << 20) };
     let vm =
         Vm::create(config, |memory, boot| load_workload(memory, &cmdline, boot.vcpus, boot.tsc_khz)).unwrap();
-    let console = || String::from_utf8(vm.console().read_from(0).1).unwrap();
+    let console = || String::from_utf8(vm.console().read_from(0, usize::MAX).1).unwrap();
     wait_until("the workload", || console().contains("workload: running"));
     let mut seen = CpuTable::default();
     for line in console().lines().filter_map(|line| line.strip_prefix("workload: cpuid ")) {

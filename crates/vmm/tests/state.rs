@@ -13,7 +13,7 @@ use migrated_guest::{Guest, GuestError, IncomingGuest, PausedGuest, StateSection
 use migrated_testkit::capability::Capability;
 use migrated_testkit::require;
 use migrated_vmm::boot::{BootPlan, BootProtocol};
-use migrated_vmm::{PowerButtonError, RunState, Vm, VmConfig};
+use migrated_vmm::{InputRefused, PowerButtonError, RunState, Vm, VmConfig};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use vm_memory::{Bytes, GuestAddress};
@@ -48,7 +48,7 @@ fn what_was_restored_is_saved_again() {
     require!(Kvm);
     let vm = run(config(2), COUNT);
     wait_for_progress(&vm, 2);
-    assert_eq!(vm.write_input(b"typed ahead"), 11);
+    assert_eq!(vm.write_input(b"typed ahead"), Ok(()));
     let mut paused = pause(&vm);
     let ids: Vec<_> = paused.save().unwrap().into_iter().map(|section| section.id).collect();
     assert_eq!(ids, vm.section_ids());
@@ -117,24 +117,41 @@ fn an_unfinished_port_read_is_finished_before_the_state_is_saved() {
     // again where it goes on, and the byte would be gone. It is stopped many times while it echoes.
     let typed: Vec<u8> = (0..60_000u32).map(|n| (n % 251) as u8).collect();
     let mut vm = run(config(1), ECHO);
-    assert_eq!(vm.write_input(&typed), typed.len());
+    assert_eq!(vm.write_input(&typed), Ok(()));
     let mut echoed = Vec::new();
     for _ in 0..60 {
         if echoed.len() == typed.len() {
             break;
         }
-        assert!(vm.console().wait_past(0, PATIENCE), "the guest fell silent");
+        assert!(vm.console().wait_past(echoed.len() as u64, PATIENCE), "the guest fell silent");
         let moved = migrate(&vm, config(1));
-        echoed.extend(vm.console().read_from(0).1);
+        echoed.extend(vm.console().read_from(echoed.len() as u64, usize::MAX).1);
+        assert_eq!(vm.write_input(b"late"), Err(InputRefused::Leaving));
         vm = moved;
     }
-    let rest = (typed.len() - echoed.len()) as u64;
-    while vm.console().end() < rest {
+    while vm.console().end() < typed.len() as u64 {
         assert!(vm.console().wait_past(vm.console().end(), PATIENCE), "the guest lost a byte");
     }
-    echoed.extend(vm.console().read_from(0).1);
+    echoed.extend(vm.console().read_from(echoed.len() as u64, usize::MAX).1);
     let expected: Vec<u8> = typed.iter().map(|byte| byte.wrapping_add(1)).collect();
     assert!(echoed == expected, "the guest lost, repeated or garbled a byte");
+}
+
+#[test]
+fn input_is_refused_until_it_is_known_where_the_guest_goes_on() {
+    require!(Kvm);
+    let vm = run(config(1), ECHO);
+    let mut paused = pause(&vm);
+    assert_eq!(vm.write_input(b"a"), Ok(()));
+    paused.save().unwrap();
+    assert_eq!(vm.write_input(b"b"), Err(InputRefused::Leaving));
+    let _running = paused.resume().unwrap();
+    assert_eq!(vm.write_input(&[b'c'; 100_000]), Err(InputRefused::Full));
+    assert_eq!(vm.write_input(b"d"), Ok(()));
+    while vm.console().end() < 2 {
+        assert!(vm.console().wait_past(vm.console().end(), PATIENCE), "the guest fell silent");
+    }
+    assert_eq!(vm.console().read_from(0, usize::MAX), (0, b"be".to_vec()));
 }
 
 #[test]
@@ -230,7 +247,7 @@ fn an_interrupt_that_waits_is_delivered_at_the_destination() {
     let code = [&[0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01, 0xee][..], COUNT].concat();
     let vm = run(config(1), &code);
     wait_for_progress(&vm, 1);
-    vm.write_input(b"x");
+    vm.write_input(b"x").unwrap();
     let mut paused = pause(&vm);
     let master = |sections: &[StateSection]| {
         sections.iter().find(|s| s.id.kind == "irqchip" && s.id.instance == 0).unwrap().data.clone()

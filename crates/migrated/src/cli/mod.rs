@@ -2,9 +2,11 @@
 
 mod certs;
 mod connect;
+mod console;
 mod cpu;
 pub mod migrate;
 mod migration;
+mod late;
 mod network;
 pub mod output;
 mod plan;

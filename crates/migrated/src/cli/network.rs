@@ -1,17 +1,52 @@
-//! What became of a guest's network in a move, for people.
+//! Network interfaces as people type and read them.
 
-use migrated_api::{LateFrames, MigrationRecord};
+use migrated_api::{MacAddrError, NetworkSpec, VmSpec};
 
-use crate::units::{show_bytes, show_us};
+/// An interface: `bridge=br0,mac=52:54:00:12:34:56,tap=tap0,mtu=1500,bridge@HOST=br1`.
+pub fn network(text: &str) -> Result<NetworkSpec, String> {
+    let mut network = NetworkSpec::default();
+    let (mut bridge, mut seen) = (None, Vec::new());
+    for part in text.split(',') {
+        let wrong =
+            || format!("{part:?} is no part of a network; write e.g. bridge=br0,mac=52:54:00:12:34:56");
+        let (key, value) = part.split_once('=').filter(|(_, value)| !value.is_empty()).ok_or_else(wrong)?;
+        if seen.contains(&key) {
+            return Err(format!("{key:?} is there twice"));
+        }
+        seen.push(key);
+        match (key, key.strip_prefix("bridge@")) {
+            ("bridge", _) => bridge = Some(value.to_owned()),
+            (_, Some(host)) if !host.is_empty() => {
+                network.bridges.insert(host.to_owned(), value.to_owned());
+            }
+            ("mac", _) => network.mac = Some(value.parse().map_err(|e: MacAddrError| e.to_string())?),
+            ("tap", _) => network.tap = Some(value.to_owned()),
+            ("mtu", _) => {
+                let wrong = |_| format!("{value:?} is no MTU; it must be 68 to 65535 bytes");
+                network.mtu = Some(value.parse().map_err(wrong)?);
+            }
+            _ => {
+                return Err(format!("{key:?} is not known; there are bridge, bridge@HOST, mac, tap and mtu"));
+            }
+        }
+    }
+    network.bridge = bridge.ok_or("it needs the host's bridge: bridge=NAME")?;
+    Ok(network)
+}
 
-/// Rows of a report: none of a guest without a network.
-pub fn rows(record: &MigrationRecord) -> Vec<Vec<String>> {
-    let LateFrames { frames, bytes, dropped } = record.late_frames;
-    let first = record.first_packet_us.map(|us| format!("{} after the guest ran again", show_us(us)));
-    let late = (frames + dropped > 0)
-        .then(|| format!("{frames} ({}) handed on to the destination, {dropped} dropped", show_bytes(bytes)));
-    let row = |name: &str, value: Option<String>| value.map(|value| vec![name.to_owned(), value]);
-    row("first packet", first).into_iter().chain(row("late frames", late)).collect()
+/// One interface in a line.
+pub fn in_words(network: &NetworkSpec) -> String {
+    let mut words = vec![network.bridge.clone()];
+    words.extend(network.mac.map(|mac| mac.to_string()));
+    words.extend(network.tap.as_ref().map(|tap| format!("TAP {tap}")));
+    words.extend(network.mtu.map(|mtu| format!("MTU {mtu}")));
+    words.extend(network.bridges.iter().map(|(host, bridge)| format!("{bridge} on {host}")));
+    words.join(", ")
+}
+
+/// The bridges of all interfaces.
+pub fn bridges(spec: &VmSpec) -> String {
+    spec.network.iter().map(|network| network.bridge.as_str()).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -19,16 +54,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_guest_with_a_network_has_rows() {
-        assert!(rows(&MigrationRecord::default()).is_empty());
-        let record = MigrationRecord {
-            first_packet_us: Some(1500.0),
-            late_frames: LateFrames { frames: 3, bytes: 180, dropped: 1 },
-            ..MigrationRecord::default()
-        };
-        let text = rows(&record).concat().join(" ");
-        for part in ["1.50 ms after the guest ran again", "3 (180 B) handed on", "1 dropped"] {
-            assert!(text.contains(part), "{part}: {text}");
+    fn an_interface_is_read_in_any_order_and_told_again() {
+        let typed = "mtu=9000,bridge@host-b=br1,tap=tap0,bridge=br0,mac=52:54:00:12:34:56";
+        let read = network(typed).unwrap();
+        assert_eq!(read.bridge_on("host-b"), "br1");
+        assert_eq!(in_words(&read), "br0, 52:54:00:12:34:56, TAP tap0, MTU 9000, br1 on host-b");
+        assert_eq!(
+            network("bridge=br0").unwrap(),
+            NetworkSpec { bridge: "br0".into(), ..Default::default() }
+        );
+    }
+
+    #[test]
+    fn what_is_no_interface_is_refused_in_words() {
+        for (typed, says) in [
+            ("", "is no part of a network"),
+            ("br0", "is no part of a network"),
+            ("bridge=", "is no part of a network"),
+            ("bridge=br0,", "is no part of a network"),
+            ("mac=52:54:00:12:34:56", "bridge=NAME"),
+            ("bridge=br0,bridge=br1", "twice"),
+            ("bridge=br0,bridge@=br1", "not known"),
+            ("bridge=br0,vlan=3", "not known"),
+            ("bridge=br0,mtu=65536", "no MTU"),
+            ("bridge=br0,mac=53:54:00:12:34:56", "group"),
+            ("bridge=br0,mac=00:50:56:12:34:56", "vendors"),
+        ] {
+            let refused = network(typed).unwrap_err();
+            assert!(refused.contains(says), "{typed}: {refused}");
         }
     }
 }

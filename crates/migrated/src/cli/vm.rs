@@ -1,14 +1,14 @@
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use http_body_util::BodyExt;
-use migrated_api::{BootSource, MemoryBacking, Vm, VmList, VmSpec};
+use migrated_api::{BootSource, MemoryBacking, NetworkSpec, Vm, VmList, VmSpec};
 
+use super::console::{self, ConsoleArgs};
 use super::cpu::list::wrapped;
 use super::cpu::source::baseline_spec;
+use super::network::{self, bridges, in_words};
 use super::output::{Output, table};
 use super::shutdown::{self, ShutdownArgs};
 use crate::client::ApiClient;
@@ -33,7 +33,7 @@ pub enum VmCommand {
     Shutdown(ShutdownArgs),
     /// End a VM and remove everything of it.
     Delete(VmArg),
-    /// Read a VM's console, or write to it.
+    /// Use a VM's console: as a terminal, or in a pipe.
     Console(ConsoleArgs),
 }
 
@@ -66,6 +66,15 @@ pub struct CreateArgs {
     /// Touch all RAM at creation.
     #[arg(long)]
     prefault: bool,
+    /// A network interface, on a TAP that becomes a port of this bridge of the host; may be given several times.
+    /// `bridge@HOST=` names the bridge on a host where it is another one; `mac=` and `tap=` are chosen where they
+    /// are left out.
+    #[arg(
+        long,
+        value_name = "bridge=BRIDGE[,mac=MAC][,tap=NAME][,mtu=BYTES][,bridge@HOST=BRIDGE]…",
+        value_parser = network::network
+    )]
+    net: Vec<NetworkSpec>,
 }
 
 #[derive(Debug, Args)]
@@ -93,21 +102,6 @@ enum Backing {
     Thp,
     /// 2 MiB pages of hugetlbfs, reserved by the host.
     Hugetlb2m,
-}
-
-#[derive(Debug, Args)]
-pub struct ConsoleArgs {
-    /// Name or id of the VM.
-    vm: String,
-    /// Go on as output comes, until the VM ends.
-    #[arg(long, short)]
-    follow: bool,
-    /// Offset of the first byte.
-    #[arg(long, default_value_t = 0)]
-    from: u64,
-    /// Send this line to the serial input instead.
-    #[arg(long, value_name = "LINE", conflicts_with_all = ["follow", "from"])]
-    send: Option<String>,
 }
 
 impl CreateArgs {
@@ -138,6 +132,7 @@ impl CreateArgs {
             backing,
             prefault: self.prefault,
             cpu_baseline: baseline_spec(&self.cpu_baseline)?,
+            network: self.net,
         })
     }
 }
@@ -166,24 +161,8 @@ pub async fn run(client: &ApiClient, output: Output, command: VmCommand) -> Resu
         }
         VmCommand::Shutdown(args) => shutdown::run(client, output, args).await,
         VmCommand::Delete(VmArg { vm }) => Ok(client.delete(&format!("/v1/vms/{vm}")).await?),
-        VmCommand::Console(args) => console(client, args).await,
+        VmCommand::Console(args) => console::run(client, args).await,
     }
-}
-
-async fn console(client: &ApiClient, args: ConsoleArgs) -> Result<()> {
-    let path = format!("/v1/vms/{}/console", args.vm);
-    if let Some(line) = args.send {
-        return Ok(client.post_bytes(&path, format!("{line}\n").into_bytes()).await?);
-    }
-    let mut body = client.stream(&format!("{path}?from={}&follow={}", args.from, args.follow)).await?;
-    let mut stdout = std::io::stdout();
-    while let Some(frame) = body.frame().await {
-        if let Ok(bytes) = frame.context("the daemon broke off")?.into_data() {
-            stdout.write_all(&bytes)?;
-            stdout.flush()?;
-        }
-    }
-    Ok(())
 }
 
 fn list_for_people(list: &VmList) -> String {
@@ -193,11 +172,12 @@ fn list_for_people(list: &VmList) -> String {
             vm.state.to_string(),
             vm.spec.vcpus.to_string(),
             units::show_bytes(vm.spec.memory_bytes),
+            bridges(&vm.spec),
             vm.migration.clone().unwrap_or_default(),
             vm.id.clone(),
         ]
     });
-    table(&["name", "state", "vcpus", "memory", "migration", "id"], rows)
+    table(&["name", "state", "vcpus", "memory", "network", "migration", "id"], rows)
 }
 
 fn vm_for_people(vm: &Vm) -> String {
@@ -220,6 +200,9 @@ fn vm_for_people(vm: &Vm) -> String {
             BootSource::Workload { cmdline } => format!("the workload guest: {cmdline}"),
         }),
     );
+    for network in &vm.spec.network {
+        row("network", Some(in_words(network)));
+    }
     if let Some(cpu) = &vm.cpu {
         let best = cpu.best.clone().unwrap_or_else(|| "no named baseline".into());
         row("cpu", Some(format!("{best} (made from {})", cpu.baseline)));

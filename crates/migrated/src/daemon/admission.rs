@@ -2,12 +2,13 @@
 //! first byte moves, and all of it is told at once.
 
 use migrated_api::{Admission, CpuReport, MemoryBacking, PrepareIncoming, Reason};
-use migrated_control::TlsFiles;
+use migrated_control::{NetworkPlan, TlsFiles};
 use migrated_guest::PostcopyRam;
 use migrated_wire::{MigrationId, PROTOCOL, VersionRange};
 
 use super::clocks::AskedAt;
-use super::{Daemon, DaemonError, spec};
+use super::vm::Vm;
+use super::{Daemon, DaemonError, network, spec};
 use crate::config::MAX_CHANNELS;
 
 /// A guest that may come.
@@ -16,6 +17,8 @@ pub struct Admitted {
     pub migration: MigrationId,
     /// Our identity for its transport.
     pub tls: Option<TlsFiles>,
+    /// Its network interfaces as this host makes them.
+    pub networks: Vec<NetworkPlan>,
     /// Most page channels to accept.
     pub max_channels: u16,
 }
@@ -132,6 +135,8 @@ impl Daemon {
             Ok(kvm) => reasons.extend(spec::faults(&request.spec, kvm.max_vcpus)),
             Err(e) => reasons.push(e.to_reason()),
         }
+        let (networks, lacking) = self.plan_networks(Some(&request.vm), &request.spec);
+        reasons.extend(lacking);
         let mut cpu = None;
         match self.host_cpu() {
             Ok(host) => {
@@ -145,7 +150,8 @@ impl Daemon {
         }
         match (migration, reasons.is_empty()) {
             (Ok(migration), true) => {
-                Ok(Admitted { migration, tls, max_channels: request.channels.unwrap_or(MAX_CHANNELS) })
+                let max_channels = request.channels.unwrap_or(MAX_CHANNELS);
+                Ok(Admitted { migration, tls, networks, max_channels })
             }
             _ => Err(Refusal { reasons, cpu }),
         }
@@ -184,6 +190,9 @@ impl Daemon {
         let room =
             super::memory::check_room(&self.config.guests, &request.spec, vms.values().map(AsRef::as_ref));
         reasons.extend(room.map_err(|e| DaemonError::NoRoom(e).to_reason()).err());
+        // One that has the id is told of already, and has the addresses as well.
+        let others = vms.values().map(AsRef::as_ref).filter(|vm: &&Vm| vm.id != request.vm);
+        reasons.extend(network::macs_in_use(&request.spec, others));
         reasons
     }
 }

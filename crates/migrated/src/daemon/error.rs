@@ -26,6 +26,9 @@ pub enum DaemonError {
     /// Too little RAM.
     #[error(transparent)]
     NoRoom(#[from] super::memory::NoRoom),
+    /// The host can't give a VM its network interfaces.
+    #[error("this host can't connect the VM: {}", in_words(.0))]
+    Network(Vec<Reason>),
     /// KVM can't be used.
     #[error("{0}")]
     Kvm(String),
@@ -98,6 +101,14 @@ pub enum DaemonError {
         id: String,
         /// Its state.
         state: MigrationState,
+    },
+    /// As many follow a console as may.
+    #[error("{readers} readers follow the console of VM {vm} already; end one of them")]
+    TooManyReaders {
+        /// Which VM.
+        vm: String,
+        /// How many may.
+        readers: usize,
     },
     /// A destination that is neither configured nor a URL.
     #[error("{0}")]
@@ -179,6 +190,7 @@ impl DaemonError {
             Self::IdTaken(_) => "vm_id_taken",
             Self::Invalid(_) => "invalid_request",
             Self::NoRoom(_) => "insufficient_memory",
+            Self::Network(_) => "network_unavailable",
             Self::Kvm(_) => "kvm_unavailable",
             Self::Vm(error) => &error.code,
             Self::VmUnreachable { .. } => "vm_process_unreachable",
@@ -188,6 +200,7 @@ impl DaemonError {
             Self::NotCancellable { .. } => "migration_not_cancellable",
             Self::RunsElsewhere { .. } => "guest_runs_elsewhere",
             Self::NotRecoverable { .. } => "migration_not_recoverable",
+            Self::TooManyReaders { .. } => "too_many_readers",
             Self::PeerUnknown(_) => "peer_unknown",
             Self::Transport(_) => "transport_unavailable",
             Self::AdmissionRefused(refusal) if refusal.is_for_cpu_alone() => CPU_INCOMPATIBLE,
@@ -205,7 +218,7 @@ impl DaemonError {
     /// Every single thing that was wrong, where there may be several.
     pub fn reasons(&self) -> Vec<Reason> {
         match self {
-            Self::Invalid(reasons) | Self::Baseline(reasons) => reasons.clone(),
+            Self::Invalid(reasons) | Self::Network(reasons) | Self::Baseline(reasons) => reasons.clone(),
             Self::AdmissionRefused(refusal) => refusal.reasons.clone(),
             Self::CpuNotGiven { report, .. } => cpu_reasons(report).collect(),
             _ => Vec::new(),

@@ -10,6 +10,7 @@ use migrated_wire::Token;
 use super::admission::{Admitted, Refusal};
 use super::clocks::AskedAt;
 use super::migration::Migration;
+use super::network::named_taps;
 use super::vm::{Vm, unix_ms};
 use super::{Daemon, DaemonError, fill_random};
 
@@ -68,6 +69,10 @@ impl Daemon {
                 let _ = tokio::time::timeout(CLEARING, departure.watch().wait_for(left)).await;
             }
         }
+        // What has a name of its own is free again when its process is gone, which is a matter of moments.
+        if !former.is_here() && named_taps(&request.spec).next().is_some() {
+            former.wait_gone(CLEARING).await;
+        }
     }
 
     /// A source has one attempt at a time under way: what waits here for an earlier one waits in vain.
@@ -121,6 +126,7 @@ impl Daemon {
             token,
             epoch: request.epoch,
             spec: request.spec,
+            networks: admitted.networks,
             description: request.description,
             simulated: self.is_simulated(),
             transport: request.transport,

@@ -24,14 +24,20 @@ const SLOWEST_PREFAULT: u64 = 100 << 20;
 
 impl Daemon {
     /// Makes a VM and boots it.
-    pub async fn create_vm(self: &Arc<Self>, spec: VmSpec) -> Result<Arc<Vm>, DaemonError> {
-        let faults = spec::faults(&spec, self.kvm()?.max_vcpus);
+    pub async fn create_vm(self: &Arc<Self>, mut spec: VmSpec) -> Result<Arc<Vm>, DaemonError> {
+        let mut faults = spec::faults(&spec, self.kvm()?.max_vcpus);
+        self.choose_macs(&mut spec)?;
+        let (networks, lacking) = self.plan_networks(None, &spec);
         if !faults.is_empty() {
+            faults.extend(lacking);
             return Err(DaemonError::Invalid(faults));
+        }
+        if !lacking.is_empty() {
+            return Err(DaemonError::Network(lacking));
         }
         let cpu = self.cpu_for(&spec)?;
         let vm = self.register(new_id()?.to_string(), spec.clone(), VmState::Starting)?;
-        let plan = BootPlan { spec, cpu, simulated: self.is_simulated(), again: false };
+        let plan = BootPlan { spec, networks, cpu, simulated: self.is_simulated(), again: false };
         self.launch(&vm, VmStart::Boot(Box::new(plan))).await?;
         Ok(vm)
     }

@@ -18,6 +18,7 @@ mod lifecycle;
 mod memory;
 mod migrate;
 mod migration;
+mod network;
 mod peers;
 mod plan;
 mod postcopy;
@@ -28,6 +29,7 @@ mod spec;
 mod store;
 mod supervise;
 mod vm;
+mod whereabouts;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,9 +48,12 @@ pub use fleet::pool_of;
 pub use host::probe_kvm_at;
 pub use host::{KvmFacts, probe_kvm, read_host_cpu};
 pub use migration::Migration;
+pub use network::HostNetwork;
+pub use peers::peer_failed;
 pub use postcopy::pages_follow;
 pub use process::{ProcessId, VmCommand};
 pub use vm::Vm;
+pub use whereabouts::Whereabouts;
 
 use crate::config::HostConfig;
 use crate::metrics::Metrics;
@@ -68,6 +73,8 @@ pub struct Ground {
     pub kvm: fn() -> Result<KvmFacts, DaemonError>,
     /// What the CPU of the host of that name can give a guest.
     pub cpu: fn(&str) -> Result<HostCpu, DaemonError>,
+    /// Where bridges and TAPs are looked for.
+    pub network: HostNetwork,
 }
 
 /// One host's daemon.
@@ -188,7 +195,7 @@ impl Daemon {
         self.metrics.render(&states, blocked, &active, throttle, self.cpu.features_lost())
     }
 
-    /// Enters a VM, unless its name or id is taken or there is no room for it. A VM that went away takes
+    /// Enters a VM, unless its name, id or an address is taken or there is no room for it. A VM that went away takes
     /// nothing, also while its former process frees its memory.
     fn register(&self, id: String, spec: VmSpec, state: VmState) -> Result<Arc<Vm>, DaemonError> {
         let mut vms = self.vms.lock();
@@ -199,6 +206,10 @@ impl Daemon {
             return Err(DaemonError::NameTaken(spec.name));
         }
         memory::check_room(&self.config.guests, &spec, vms.values().map(Arc::as_ref))?;
+        let clashes = network::macs_in_use(&spec, vms.values().map(Arc::as_ref));
+        if !clashes.is_empty() {
+            return Err(DaemonError::Network(clashes));
+        }
         let dir = self.store.fresh_vm_dir(&id);
         let vm = Arc::new(Vm::new(id.clone(), spec, dir, state));
         vms.insert(id, Arc::clone(&vm));

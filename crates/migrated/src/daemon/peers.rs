@@ -9,7 +9,7 @@ use crate::secret::read_token;
 use crate::tls::{ClientIdentity, client_config};
 
 /// A question to a peer that came to nothing.
-pub(super) fn peer_failed(peer: &str, error: &ApiClientError) -> DaemonError {
+pub fn peer_failed(peer: &str, error: &ApiClientError) -> DaemonError {
     DaemonError::Peer {
         peer: peer.to_owned(),
         code: if is_unauthorized(error) { "peer_unauthorized".into() } else { error.code().to_owned() },

@@ -110,7 +110,7 @@ impl Daemon {
         self.update(migration, record);
     }
 
-    fn migration_of(&self, vm: &Vm) -> Option<std::sync::Arc<Migration>> {
+    pub(super) fn migration_of(&self, vm: &Vm) -> Option<std::sync::Arc<Migration>> {
         self.migration(&vm.migration()?).ok()
     }
 }

@@ -3,6 +3,8 @@
 use migrated_api::Reason;
 use migrated_control::{BootSource, VmSpec};
 
+use super::network;
+
 const MIB: u64 = 1 << 20;
 /// Less than this does not hold a kernel.
 const MIN_MEMORY: u64 = 16 * MIB;
@@ -59,6 +61,7 @@ pub fn faults(spec: &VmSpec, max_vcpus: u32) -> Vec<Reason> {
             );
         }
     }
+    faults.extend(network::faults(spec));
     faults
 }
 
@@ -88,6 +91,7 @@ mod tests {
             backing: Default::default(),
             prefault: false,
             cpu_baseline: Default::default(),
+            network: Vec::new(),
         }
     }
 

@@ -1,14 +1,19 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use migrated_control::{ControlClient, VmDir, VmSpec, VmState};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::DaemonError;
 use super::death::Death;
 use super::process::ProcessId;
 use super::reset::{Resets, TooManyResets};
+
+/// Readers of one console that may wait for output at a time: each has a question open at the VM process, which answers
+/// 32 at once.
+const CONSOLE_READERS: usize = 16;
 
 /// One VM and what the daemon knows of its process.
 #[derive(Debug)]
@@ -23,6 +28,7 @@ pub struct Vm {
     gone: watch::Sender<bool>,
     forgotten: AtomicBool,
     doomed: AtomicBool,
+    console_seats: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -56,6 +62,7 @@ impl Vm {
             gone: watch::Sender::new(false),
             forgotten: AtomicBool::new(false),
             doomed: AtomicBool::new(false),
+            console_seats: Arc::new(Semaphore::new(CONSOLE_READERS)),
         }
     }
 
@@ -141,6 +148,12 @@ impl Vm {
     /// Whether it is to end.
     pub fn is_doomed(&self) -> bool {
         self.doomed.load(Ordering::SeqCst)
+    }
+
+    /// The right to wait for the console's output, while it is kept.
+    pub fn take_console_seat(&self) -> Result<OwnedSemaphorePermit, DaemonError> {
+        let seat = Arc::clone(&self.console_seats).try_acquire_owned();
+        seat.map_err(|_| DaemonError::TooManyReaders { vm: self.spec.name.clone(), readers: CONSOLE_READERS })
     }
 
     /// Its process is gone and so is everything that had to go with it: nobody waits any longer.

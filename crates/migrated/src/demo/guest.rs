@@ -48,6 +48,7 @@ impl GuestArgs {
             backing: Default::default(),
             prefault: true,
             cpu_baseline: Default::default(),
+            network: Vec::new(),
         })
     }
 }

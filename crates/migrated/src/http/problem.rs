@@ -49,6 +49,7 @@ fn status(error: &DaemonError) -> StatusCode {
         DaemonError::NameTaken(_)
         | DaemonError::IdTaken(_)
         | DaemonError::NoRoom(_)
+        | DaemonError::Network(_)
         | DaemonError::WrongState { .. }
         | DaemonError::NoPowerButton(_)
         | DaemonError::MigrationInProgress { .. }
@@ -63,6 +64,7 @@ fn status(error: &DaemonError) -> StatusCode {
         | DaemonError::CpuNotGiven { .. }
         | DaemonError::NoCommonBaseline(_)
         | DaemonError::InvalidDump { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        DaemonError::TooManyReaders { .. } => StatusCode::TOO_MANY_REQUESTS,
         DaemonError::Peer { .. } => StatusCode::BAD_GATEWAY,
         DaemonError::Kvm(_) | DaemonError::VmUnreachable { .. } | DaemonError::Unresolved { .. } => {
             StatusCode::SERVICE_UNAVAILABLE

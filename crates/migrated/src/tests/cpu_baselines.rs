@@ -143,6 +143,7 @@ fn a_guest_is_refused_before_anything_moves_and_one_of_a_common_baseline_goes() 
     let begun = new.migrate("movable", &old);
     let ended = new.wait(&begun.id, ENDED);
     assert_eq!((ended.state, ended.error), (Some(MigrationState::Completed), None));
+    old.wait(&begun.id, ENDED);
     assert!(old.vm("movable").unwrap().cpu.unwrap().simulated);
 }
 

@@ -214,6 +214,7 @@ impl FakeVm {
         record.id = plan.migration.to_string();
         record.vm.clone_from(&plan.vm);
         record.role = RecordRole::Destination;
+        record.started_unix_ms = plan.started.unix_ms;
         record.peer.clone_from(&plan.peer);
     }
 

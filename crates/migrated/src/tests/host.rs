@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::{cpus, fake_vm};
 use crate::client::{ApiClient, ApiClientError};
 use crate::config::HostConfig;
-use crate::daemon::{Daemon, DaemonError, Ground, KvmFacts, VmCommand};
+use crate::daemon::{Daemon, DaemonError, Ground, HostNetwork, KvmFacts, VmCommand};
 use crate::http;
 
 /// How long anything may take before a test gives up on it.
@@ -79,6 +79,7 @@ impl Host {
             },
             kvm: self.kvm,
             cpu: fitting_cpu,
+            network: self.network(),
         };
         let (daemon, url) = runtime.block_on(async {
             let listeners = http::bind(&self.config).await.unwrap();
@@ -89,6 +90,29 @@ impl Host {
             (daemon, url)
         });
         (self.runtime, self.daemon, self.url) = (Some(runtime), Some(daemon), url);
+    }
+
+    /// A network of its own, in which the daemon may do anything: what is there are directories.
+    fn network(&self) -> HostNetwork {
+        let dir = self.root.path();
+        std::fs::create_dir_all(dir.join("net")).unwrap();
+        std::fs::write(dir.join("tun"), "").unwrap();
+        HostNetwork { interfaces: dir.join("net"), tun: dir.join("tun"), is_permitted: || true }
+    }
+
+    /// Makes a bridge.
+    pub fn add_bridge(&self, name: &str) {
+        std::fs::create_dir_all(self.root.path().join("net").join(name).join("bridge")).unwrap();
+    }
+
+    /// Makes an interface that is no bridge.
+    pub fn add_interface(&self, name: &str) {
+        std::fs::create_dir_all(self.root.path().join("net").join(name)).unwrap();
+    }
+
+    /// Takes an interface away.
+    pub fn remove_interface(&self, name: &str) {
+        std::fs::remove_dir_all(self.root.path().join("net").join(name)).unwrap();
     }
 
     /// Ends the daemon in the middle of whatever it does; its VM processes live on.

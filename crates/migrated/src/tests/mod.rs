@@ -3,12 +3,14 @@
 mod access;
 mod api;
 mod command_line;
+mod console;
 mod cpu;
 mod cpu_baselines;
 pub mod cpus;
 mod fake_vm;
 mod host;
 mod migration;
+mod network;
 mod plan;
 mod power;
 mod restart;

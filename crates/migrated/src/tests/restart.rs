@@ -35,10 +35,11 @@ fn a_vm_process_that_dies_is_told_with_its_reason_and_its_console_is_kept() {
         assert!(vm.error.as_ref().unwrap().contains(reason), "{vm:?}");
         assert_eq!(vm.console.end, 21);
         let daemon = host.daemon.as_ref().unwrap();
-        let reader = crate::daemon::ConsoleReader::new(daemon.vm("web").unwrap(), 0, true);
-        let (chunk, reader) = host.call(reader.next()).unwrap();
-        assert_eq!(chunk.bytes, b"hello from the guest\n");
-        assert_eq!(host.call(reader.next()).unwrap().0.bytes, b"");
+        let (daemon, vm) = (std::sync::Arc::clone(daemon), daemon.vm("web").unwrap());
+        let opened = host.call(crate::daemon::ConsoleReader::open(daemon, vm, 0, true, None));
+        let (start, reader) = opened.unwrap();
+        assert_eq!((start.chunk.bytes.as_slice(), start.ended), (&b"hello from the guest\n"[..], true));
+        assert!(host.call(reader.next()).unwrap().is_none());
     };
     assert_kept(&host, "SIGKILL");
     assert_eq!(problem(host.post::<serde_json::Value>("/v1/vms/web/pause", &())).code, "wrong_vm_state");
@@ -131,6 +132,7 @@ fn two_daemons_cant_have_one_state_directory() {
         vm_command: crate::daemon::VmCommand::this_program().unwrap(),
         kvm: super::host::four_vcpus,
         cpu: super::host::fitting_cpu,
+        network: crate::daemon::HostNetwork::of_system(),
     };
     let error = host.call(crate::daemon::Daemon::start(config, ground)).unwrap_err();
     assert!(format!("{error:#}").contains("another daemon runs on it"), "{error:#}");

@@ -4,9 +4,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use migrated_control::{BootPlan, BootSource, MemoryBacking, VmDir, VmSpec};
+use migrated_control::{BootPlan, BootSource, MemoryBacking, NetworkPlan, VmDir, VmSpec};
 use migrated_cpuid::GuestCpu;
-use migrated_vmm::{Vm, VmConfig, VmmError, boot};
+use migrated_vmm::{DeviceConfig, NetworkConfig, Vm, VmConfig, VmmError, boot};
 
 use super::{errors, process::Process};
 
@@ -21,7 +21,7 @@ pub fn start(process: &Arc<Process>, plan: &BootPlan) {
 
 fn boot(process: &Process, plan: &BootPlan) -> Result<Vm, VmmError> {
     let cpu = process.cpu.to_run(&plan.cpu, plan.simulated);
-    let config = config(&process.dir, &plan.spec, cpu)?;
+    let config = config(&process.dir, &plan.spec, &plan.networks, cpu)?;
     Vm::create(config, |memory, context| match &plan.spec.boot {
         BootSource::Kernel { kernel, initramfs, cmdline } => {
             let initramfs = initramfs.as_deref().map(Path::new);
@@ -33,8 +33,13 @@ fn boot(process: &Process, plan: &BootPlan) -> Result<Vm, VmmError> {
     })
 }
 
-/// The VM that `spec` asks for, with that CPU.
-pub fn config(dir: &VmDir, spec: &VmSpec, cpu: Option<GuestCpu>) -> Result<VmConfig, VmmError> {
+/// The VM that `spec` asks for, with these interfaces and that CPU.
+pub fn config(
+    dir: &VmDir,
+    spec: &VmSpec,
+    networks: &[NetworkPlan],
+    cpu: Option<GuestCpu>,
+) -> Result<VmConfig, VmmError> {
     let mut config = VmConfig::new(&spec.name, spec.memory_bytes);
     config.vcpus = spec.vcpus;
     config.backing = match spec.backing {
@@ -45,7 +50,27 @@ pub fn config(dir: &VmDir, spec: &VmSpec, cpu: Option<GuestCpu>) -> Result<VmCon
     config.prefault = spec.prefault;
     config.cpu = cpu;
     config.console = Some(console(dir).map_err(VmmError::Console)?);
+    config.devices = devices(spec, networks);
     Ok(config)
+}
+
+/// The guest's devices, the same and in the same order on every host. What the built-in guest has no driver for it
+/// doesn't get.
+fn devices(spec: &VmSpec, networks: &[NetworkPlan]) -> Vec<DeviceConfig> {
+    let mut devices: Vec<_> = networks.iter().map(|plan| DeviceConfig::Net(network(plan))).collect();
+    if matches!(spec.boot, BootSource::Kernel { .. }) {
+        devices.push(DeviceConfig::Rng);
+    }
+    devices
+}
+
+fn network(plan: &NetworkPlan) -> NetworkConfig {
+    NetworkConfig {
+        mac: plan.mac.octets(),
+        bridge: plan.bridge.clone(),
+        tap: plan.tap.clone(),
+        mtu: plan.mtu,
+    }
 }
 
 fn console(dir: &VmDir) -> io::Result<File> {

@@ -79,7 +79,7 @@ pub fn transport(kind: TransportKind, tls: Option<&TlsFiles>) -> Result<Arc<dyn 
 fn prepare(process: &Arc<Process>, plan: &IncomingPlan) -> Result<Prepared, ControlError> {
     let transport = transport(plan.transport, plan.tls.as_ref())?;
     let cpu = process.cpu.to_run(&plan.description.cpu, plan.simulated);
-    let config = boot::config(&process.dir, &plan.spec, cpu);
+    let config = boot::config(&process.dir, &plan.spec, &plan.networks, cpu);
     let guest = config.and_then(Vm::incoming).map_err(|error| errors::of_vmm(&error))?;
     let identity = describe::identity(&plan.description)?;
     process.cpu.check(&plan.description.cpu, guest.vm())?;

@@ -7,7 +7,7 @@ use migrated_control::{
 };
 use migrated_engine::{MigrationState, RecordError};
 use migrated_guest::GuestError;
-use migrated_vmm::{PowerButtonError, Vm};
+use migrated_vmm::{InputRefused, PowerButtonError, Vm};
 use migrated_wire::{CommitOutcome, MigrationId};
 
 use super::migration::{Active, resolution};
@@ -58,17 +58,19 @@ impl VmService for Service {
                 if wait_ms > 0 {
                     vm.console().wait_past(from, Duration::from_millis(wait_ms.into()));
                 }
-                let (from, mut bytes) = vm.console().read_from(from);
-                bytes.truncate(ConsoleChunk::MAX.min(max as usize));
+                let (from, bytes) = vm.console().read_from(from, ConsoleChunk::MAX.min(max as usize));
                 Ok(Response::Console(ConsoleChunk { from, bytes }))
             }
-            Request::ConsoleInput { bytes } => match self.vm()?.write_input(&bytes) {
-                taken if taken == bytes.len() => Ok(Response::Done),
-                taken => Err(errors::conflict(
-                    "console_input_full",
-                    format!("the guest reads no input: {taken} of {} bytes found room", bytes.len()),
-                )),
-            },
+            Request::ConsoleInput { bytes } => {
+                self.vm()?.write_input(&bytes).map_err(|refused| {
+                    let code = match refused {
+                        InputRefused::Full => "console_input_full",
+                        InputRefused::Leaving => "guest_moving",
+                    };
+                    errors::conflict(code, format!("{refused}; none of the input was taken, send it again"))
+                })?;
+                Ok(Response::Done)
+            }
             Request::Migrate(plan) => {
                 outgoing::start(process, &self.vm()?, *plan)?;
                 Ok(Response::Done)

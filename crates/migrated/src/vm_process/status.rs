@@ -1,5 +1,4 @@
 use migrated_control::{ConsoleRange, Status};
-use migrated_vmm::CONSOLE_CAPACITY;
 
 use super::process::Process;
 
@@ -8,8 +7,8 @@ pub fn status(process: &Process) -> Status {
     let (state, reason) = process.state();
     let vm = process.vm();
     let console = vm.as_ref().map_or_else(ConsoleRange::default, |vm| {
-        let end = vm.console().end();
-        ConsoleRange { start: end.saturating_sub(CONSOLE_CAPACITY), end }
+        let console = vm.console();
+        ConsoleRange { start: console.start(), end: console.end() }
     });
     let (migration, unresolved) = match &*process.migration.lock() {
         Some(active) => (active.id_if_under_way(), active.unresolved()),

@@ -117,8 +117,15 @@ impl Host {
 
     /// Runs the command line against this host.
     pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// The command line against this host.
+    pub fn command(&self, args: &[&str]) -> Command {
         let socket = self.dir.join("api.sock");
-        Command::new(MIGRATED).arg(format!("--host=unix:{}", socket.display())).args(args).output().unwrap()
+        let mut command = Command::new(MIGRATED);
+        command.arg(format!("--host=unix:{}", socket.display())).args(args);
+        command
     }
 
     /// Runs a command that must work, and gives what it prints.

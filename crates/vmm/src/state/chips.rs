@@ -18,6 +18,8 @@ pub(super) enum ChipPart {
     Serial,
     /// The fixed hardware of power management. After the interrupt controllers, one of which it drives.
     AcpiPm,
+    /// What the guest wrote to it.
+    Console,
     /// kvmclock. Last, so that as little time as possible passes after it.
     Clock,
 }
@@ -30,7 +32,7 @@ impl ChipPart {
         if features.pit {
             parts.push(Self::Pit);
         }
-        parts.extend([Self::Serial, Self::AcpiPm, Self::Clock]);
+        parts.extend([Self::Serial, Self::Console, Self::AcpiPm, Self::Clock]);
         parts
     }
 
@@ -40,6 +42,7 @@ impl ChipPart {
             Self::Pit => ("pit", 0),
             Self::Serial => ("serial", 0),
             Self::AcpiPm => ("acpi-pm", 0),
+            Self::Console => ("console", 0),
             Self::Clock => ("clock", 0),
         };
         SectionId { kind: kind.into(), instance, version: 1 }
@@ -54,7 +57,8 @@ impl ChipPart {
                 raw(&chip)
             }
             Self::Pit => raw(&vm.get_pit2().guest("KVM_GET_PIT2")?),
-            Self::Serial => encode(&hardware.serial.state()),
+            Self::Serial => encode(&hardware.serial.save()),
+            Self::Console => encode(&hardware.serial.console().history()),
             Self::AcpiPm => encode(&hardware.power.state()),
             Self::Clock => encode(&time::Clock::save(vm)?),
         })
@@ -77,6 +81,7 @@ impl ChipPart {
                 .map_err(|error| format!("KVM_SET_PIT2 failed: {error}")),
             Self::Serial => hardware.serial.restore(decode(data)?),
             Self::AcpiPm => hardware.power.restore(decode(data)?),
+            Self::Console => hardware.serial.console().go_on(&decode(data)?),
             Self::Clock => {
                 decode::<time::Clock>(data)?.restore(vm)?;
                 hardware.vcpus.iter().try_for_each(|vcpu| time::forgive_pause(&vcpu.lock()))
