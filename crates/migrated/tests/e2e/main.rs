@@ -10,6 +10,7 @@ mod proxy;
 mod record;
 mod witness;
 
+mod bridges;
 mod console;
 mod control;
 mod cpu;
