@@ -3,9 +3,9 @@
 //!
 //! [`MemorySlots`] owns a VM's memory slots and reads and clears their dirty log; [`DirtyRingVm`] and
 //! [`DirtyRing`] are KVM's other way of saying which pages were written. [`Userfaultfd`] lets a guest wait for
-//! pages that come later. [`MarkedMemory`] is guest memory as devices write it. [`Event`] is an eventfd for KVM and poll(2).
-//! [`Tap`] is the host's end of a guest's network card.
-//! [`VcpuStats`] and [`ThreadClock`] tell what a vCPU has done without asking it.
+//! pages that come later. [`MarkedMemory`] is guest memory as devices write it. [`Event`] is an eventfd for KVM and
+//! poll(2). [`Tap`] is the host's end of a guest's network card. [`VcpuStats`] and [`ThreadClock`] tell what a vCPU
+//! has done without asking it.
 
 mod advice;
 mod dirty_log;

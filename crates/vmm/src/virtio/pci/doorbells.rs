@@ -53,3 +53,50 @@ fn report(result: Result<(), kvm_ioctls::Error>) -> bool {
     }
     result.is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use migrated_testkit::require;
+
+    use super::*;
+    use crate::HostKvm;
+
+    #[test]
+    fn kvm_watches_the_registers_where_they_are_and_nowhere_else() {
+        require!(Kvm);
+        let vm = HostKvm::open().unwrap().create_vm().unwrap();
+        let events: Arc<[_]> = [Event::new().unwrap(), Event::new().unwrap()].into();
+        let mut doorbells = Doorbells::new(vm.clone(), events);
+        // KVM takes no second one for an address that it watches.
+        let watched = |at: u64| {
+            let (event, address) = (Event::new().unwrap(), IoEventAddress::Mmio(at));
+            let free = vm.register_ioevent(event.eventfd(), &address, NoDatamatch);
+            let freed = vm.unregister_ioevent(event.eventfd(), &address, NoDatamatch);
+            assert_eq!(free.is_ok(), freed.is_ok());
+            free.is_err()
+        };
+        let places = || [0x1000, 0x1004, 0x1008, 0x2000, 0x2004].map(watched);
+        assert_eq!(places(), [false; 5]);
+        doorbells.place(Some(0x1000));
+        assert_eq!(places(), [true, true, false, false, false]);
+        doorbells.place(Some(0x2000));
+        assert_eq!(places(), [false, false, false, true, true]);
+        doorbells.place(None);
+        assert_eq!(places(), [false; 5]);
+    }
+
+    #[test]
+    fn a_place_that_is_taken_is_tried_again_and_no_error() {
+        require!(Kvm);
+        let vm = HostKvm::open().unwrap().create_vm().unwrap();
+        let events = || -> Arc<[Event]> { [Event::new().unwrap()].into() };
+        let (mut first, mut second) =
+            (Doorbells::new(vm.clone(), events()), Doorbells::new(vm.clone(), events()));
+        first.place(Some(0x1000));
+        second.place(Some(0x1000));
+        assert_eq!((first.registered[0], second.registered[0]), (Some(0x1000), None));
+        first.place(None);
+        second.place(Some(0x1000));
+        assert_eq!((first.registered[0], second.registered[0]), (None, Some(0x1000)));
+    }
+}

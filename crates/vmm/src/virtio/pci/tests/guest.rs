@@ -57,7 +57,7 @@ fn pause(vm: &Vm) -> PausedVm {
     vm.outgoing().unwrap().pause().map_err(|refused| refused.error).unwrap()
 }
 
-/// A driver that offers the device new requests as fast as it can, whatever becomes of the guest.
+/// A driver that notifies the device as fast as it can, whatever becomes of the guest.
 struct Busy {
     stop: Arc<AtomicBool>,
     notified: Arc<AtomicU64>,
@@ -65,14 +65,15 @@ struct Busy {
 }
 
 impl Busy {
-    fn start(vm: &Vm) -> Self {
+    /// `before` is what it does before each notification.
+    fn start(vm: &Vm, before: fn(&Driver<'_>)) -> Self {
         let (stop, notified) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (vm, stopped, count) = (vm.clone(), stop.clone(), notified.clone());
         let thread = thread::spawn(move || {
             let bus = bus(&vm);
             let driver = Driver::new(&bus, vm.ram().memory(), 1);
             while !stopped.load(Ordering::Relaxed) {
-                driver.offer(RINGS, driver.used(RINGS));
+                before(&driver);
                 driver.notify(0);
                 count.fetch_add(1, Ordering::Relaxed);
             }
@@ -102,7 +103,7 @@ fn no_device_writes_ram_after_the_final_harvest_and_none_escapes_it() {
         let bus = bus(&vm);
         let driver = Driver::new(&bus, vm.ram().memory(), 1);
         driver.start(VERSION_1 | EVENT_IDX, RINGS);
-        let busy = Busy::start(&vm);
+        let busy = Busy::start(&vm, |driver| driver.offer(RINGS, driver.used(RINGS)));
         let used = || driver.used(RINGS);
         for _ in 0..20 {
             let begin = used();
@@ -140,6 +141,27 @@ fn no_device_writes_ram_after_the_final_harvest_and_none_escapes_it() {
             running.stop_tracking().unwrap();
         }
     }
+}
+
+#[test]
+fn a_reset_ends_a_devices_work_at_once_and_a_new_driver_finds_it_ready() {
+    require!(Kvm);
+    let vm = run(TrackerKind::Log);
+    let bus = bus(&vm);
+    let driver = Driver::new(&bus, vm.ram().memory(), 1);
+    let busy = Busy::start(&vm, |_| {});
+    for _ in 0..50 {
+        driver.start(VERSION_1, RINGS);
+        driver.offer(RINGS, 0);
+        // The worker is about to serve, serving, or done.
+        driver.reset();
+        let at_reset = ram(&vm);
+        busy.goes_on();
+        assert!(ram(&vm) == at_reset, "a device that was reset wrote RAM");
+    }
+    driver.start(VERSION_1, RINGS);
+    driver.offer(RINGS, 0);
+    wait_until("the device to work", || driver.used(RINGS) == driver::SIZE);
 }
 
 /// Sets the local APIC's spurious-interrupt vector, which switches it on, as a guest would do.
