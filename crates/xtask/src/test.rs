@@ -2,7 +2,7 @@
 
 mod capabilities;
 mod libtest;
-mod packages;
+pub mod packages;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -12,6 +12,7 @@ use anyhow::Context;
 
 use crate::fuzz;
 use crate::tree::Tree;
+pub use capabilities::is_root;
 use capabilities::Reports;
 use libtest::Counts;
 
