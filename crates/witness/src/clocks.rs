@@ -24,7 +24,8 @@ pub struct Clocks {
 pub struct Readings {
     /// Longest step by which a clock, monotonic or of the wall, read less than just before on this vCPU or another.
     pub backward_ns: u64,
-    /// Longest time between two readings on one vCPU, by the monotonic clock: about how long the guest has stood still.
+    /// Longest time between two readings on one vCPU since the last time that anybody asked, by the monotonic clock: about
+    /// how long the guest has stood still.
     pub gap_ns: u64,
 }
 
@@ -56,12 +57,12 @@ impl Clocks {
         }
     }
 
-    /// What was seen up to now.
+    /// What was seen up to now. The next gap is that of the time from here on.
     #[must_use]
-    pub fn readings(&self) -> Readings {
+    pub fn take(&self) -> Readings {
         Readings {
             backward_ns: self.backward_ns.load(Ordering::Relaxed),
-            gap_ns: self.gap_ns.load(Ordering::Relaxed),
+            gap_ns: self.gap_ns.swap(0, Ordering::Relaxed),
         }
     }
 
@@ -110,16 +111,14 @@ mod tests {
             [(at(0, 100), 0), (at(5, 105), 0), (at(3, 106), 2), (at(4, 99), 7), (at(5, 99), 7)]
         {
             clocks.read(|| reading);
-            assert_eq!(clocks.readings().backward_ns, backward_ms * 1_000_000);
+            assert_eq!(clocks.take().backward_ns, backward_ms * 1_000_000);
         }
     }
 
     #[test]
     fn every_vcpu_is_watched() {
         let clocks = Clocks::watch().unwrap();
-        migrated_testkit::wait_until("a gap is seen", Duration::from_secs(60), || {
-            clocks.readings().gap_ns > 0
-        });
-        assert_eq!(clocks.readings().backward_ns, 0);
+        migrated_testkit::wait_until("a gap is seen", Duration::from_secs(60), || clocks.take().gap_ns > 0);
+        assert_eq!(clocks.take().backward_ns, 0);
     }
 }

@@ -100,8 +100,7 @@ mod tests {
         assert_eq!(Request::read(&mut bytes.as_slice()).unwrap(), request);
 
         let digest = Answer::digest_of(request);
-        let answer =
-            Answer { number: 3, digest, unix_ns: 7, clocks: Readings { backward_ns: 1, gap_ns: 2 } };
+        let answer = Answer { number: 3, digest, unix_ns: 7, clocks: Readings { backward_ns: 1, gap_ns: 2 } };
         bytes.clear();
         answer.write(&mut bytes).unwrap();
         assert_eq!(Answer::read(&mut bytes.as_slice()).unwrap(), answer);

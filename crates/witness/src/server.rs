@@ -25,7 +25,7 @@ fn answer(mut stream: TcpStream, clocks: &Clocks) -> io::Result<()> {
             number: request.number,
             digest: Answer::digest_of(request),
             unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-            clocks: clocks.readings(),
+            clocks: clocks.take(),
         };
         answer.write(&mut stream)?;
     }

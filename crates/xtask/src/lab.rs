@@ -36,6 +36,11 @@ pub enum Task {
     /// Run a command in it, as root. Gives its output and its exit code; 124 when its time is over, 125 when the
     /// lab itself failed.
     Run(RunArgs),
+    /// Run in it those of its tests whose names contain one of these words, or all.
+    Test {
+        /// Parts of names.
+        names: Vec<String>,
+    },
     /// A shell in it, on this terminal; Ctrl-A x ends the machine.
     Shell(MachineArgs),
     /// Remove everything of it.
@@ -92,6 +97,10 @@ pub fn run(tree: &Tree, task: &Task) -> anyhow::Result<ExitCode> {
                 eprintln!("the lab ended before the command did; its console's last lines:\n{console}");
             }
             Ok(ExitCode::from(ended.code()))
+        }
+        Task::Test { names } => {
+            let well = crate::test::lab::run_some(tree, names)?;
+            Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Task::Shell(machine) => {
             let lab = Lab::ready(tree)?;
@@ -163,11 +172,7 @@ fn locked(tree: &Tree) -> anyhow::Result<(PathBuf, File)> {
 }
 
 /// Makes something unless it was made of the same parts before, which `key` remembers. Gives what sums the parts up.
-fn made_once(
-    key: &Path,
-    parts: impl Hash,
-    make: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<u64> {
+fn made_once(key: &Path, parts: impl Hash, make: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u64> {
     let mut hasher = DefaultHasher::new();
     parts.hash(&mut hasher);
     let sum = hasher.finish();

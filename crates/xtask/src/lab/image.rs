@@ -117,12 +117,12 @@ impl Initramfs<'_> {
     fn add_modules(&self, folder: &Path) -> anyhow::Result<()> {
         let mut order: Vec<String> = Vec::new();
         for module in self.modules {
-            let shown = output_of(
-                Command::new("modprobe")
-                    .arg("-d")
-                    .arg(self.root)
-                    .args(["-S", self.kernel, "--show-depends", module]),
-            )?;
+            let shown = output_of(Command::new("modprobe").arg("-d").arg(self.root).args([
+                "-S",
+                self.kernel,
+                "--show-depends",
+                module,
+            ]))?;
             // `insmod /path/name.ko.xz`, or `builtin name`.
             for file in String::from_utf8(shown)?.lines().filter_map(|line| line.strip_prefix("insmod ")) {
                 let file = PathBuf::from(file.trim());

@@ -31,7 +31,12 @@ impl Lab {
         let boot = self.dir.join(image::DIR);
         qemu.arg("-kernel").arg(boot.join(format!("vmlinux-{}", self.kernel)));
         qemu.arg("-initrd").arg(boot.join("initramfs")).args(["-append", KERNEL_WORDS]);
-        qemu.args(["-object", "rng-random,filename=/dev/urandom,id=rng", "-device", "virtio-rng-pci,rng=rng"]);
+        qemu.args([
+            "-object",
+            "rng-random,filename=/dev/urandom,id=rng",
+            "-device",
+            "virtio-rng-pci,rng=rng",
+        ]);
         share(&mut qemu, root::DIR, &root, Access::ReadOnly);
         share(&mut qemu, "control", control, Access::ReadWrite);
         for Share { tag, host, access, .. } in shares {

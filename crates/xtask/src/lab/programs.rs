@@ -15,7 +15,8 @@ pub const DIR: &str = "bin";
 
 /// Builds `migrated` and puts it there.
 pub fn provide(lab: &Lab, tree: &Tree) -> anyhow::Result<()> {
-    let status = tree.cargo().args(["build", "--quiet", "--package", "migrated"]).status().context("cargo build")?;
+    let status =
+        tree.cargo().args(["build", "--quiet", "--package", "migrated"]).status().context("cargo build")?;
     ensure!(status.success(), "`migrated` does not build, see above");
     lab.add_program("migrated", &tree.target()?.join("debug/migrated")).map(drop)
 }

@@ -21,10 +21,13 @@ const REVISION: u32 = 1;
 /// Folders for what is mounted in the lab, and those that programs expect.
 const FOLDERS: [&str; 7] = ["proc", "sys", "dev", "tmp", "run", "root", "control"];
 /// What maintainer scripts and the alternatives system would have linked.
-const LINKS: [(&str, &str); 3] = [("usr/bin/sh", "dash"), ("usr/bin/awk", "mawk"), ("usr/bin/nc", "nc.openbsd")];
+const LINKS: [(&str, &str); 3] =
+    [("usr/bin/sh", "dash"), ("usr/bin/awk", "mawk"), ("usr/bin/nc", "nc.openbsd")];
 /// What they would have copied.
-const COPIES: [(&str, &str); 2] =
-    [("usr/share/base-passwd/passwd.master", "etc/passwd"), ("usr/share/base-passwd/group.master", "etc/group")];
+const COPIES: [(&str, &str); 2] = [
+    ("usr/share/base-passwd/passwd.master", "etc/passwd"),
+    ("usr/share/base-passwd/group.master", "etc/group"),
+];
 /// mmdebstrap's own way to have /bin in /usr.
 const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/merged-usr/setup00.sh";
 

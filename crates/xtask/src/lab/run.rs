@@ -78,7 +78,12 @@ impl Lab {
         let mut qemu = self.machine(job.memory_mib, &control, &with_programs(self, &job.shares));
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
         // A port of its own, since a serial line would be slow and the kernel's, too.
-        qemu.args(["-device", "virtio-serial-pci", "-chardev", "file,id=output,path=/proc/self/fd/1,append=on"]);
+        qemu.args([
+            "-device",
+            "virtio-serial-pci",
+            "-chardev",
+            "file,id=output,path=/proc/self/fd/1,append=on",
+        ]);
         qemu.args(["-device", "virtserialport,chardev=output,name=output"]);
         let log_file = File::create(&log).context("QEMU's log")?;
         let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file).spawn()?;

@@ -51,9 +51,14 @@ mod tests {
     #[test]
     fn what_is_shared_is_said_in_three_or_four_words() {
         let share: Share = "work:/tmp:/work".parse().unwrap();
-        assert_eq!((share.tag.as_str(), share.lab.as_str(), share.access), ("work", "/work", Access::ReadWrite));
+        assert_eq!(
+            (share.tag.as_str(), share.lab.as_str(), share.access),
+            ("work", "/work", Access::ReadWrite)
+        );
         assert_eq!("w:/tmp:/work:ro".parse::<Share>().unwrap().access, Access::ReadOnly);
-        for wrong in ["", "w", "w:/tmp", "w:/tmp:/w:rw", "w w:/tmp:/w", ":/tmp:/w", "w:/tmp:w", "w:/no-such:/w"] {
+        for wrong in
+            ["", "w", "w:/tmp", "w:/tmp:/w:rw", "w w:/tmp:/w", ":/tmp:/w", "w:/tmp:w", "w:/no-such:/w"]
+        {
             assert!(wrong.parse::<Share>().is_err(), "{wrong}");
         }
     }
