@@ -44,7 +44,7 @@ impl Guest {
         let (kernel, initramfs) = (path(self.kernel.image), path("initramfs"));
         let vcpus = self.vcpus.to_string();
         let args = [
-            &["vm", "create", self.name, "--memory", "256M", "--vcpus", &vcpus][..],
+            &["vm", "create", "--name", self.name, "--memory", "256M", "--vcpus", &vcpus][..],
             &["--kernel", &kernel, "--initramfs", &initramfs, "--cmdline", cmdline],
             more,
         ];

@@ -63,6 +63,11 @@ impl Network {
         Self { a, b, client, _root: root }
     }
 
+    /// Gives a host an address among the guests.
+    pub fn give_bridge(&self, host: &Host, address: &str) {
+        ip(&host.netns, &["address", "add", &format!("{address}/24"), "dev", BRIDGE]);
+    }
+
     /// Makes every link of the hosts a bad one, both ways: 10 ms later, and one packet in a hundred lost.
     pub fn degrade(&self) {
         for host in [&self.a, &self.b] {
