@@ -20,7 +20,7 @@ modprobe -a kvm-amd tun veth bridge sch_netem nf_tables
 if [ ! -e /control/command ]; then
     # A terminal's size doesn't come over a serial line by itself.
     [ -e /control/size ] && stty $(cat /control/size) < /dev/console
-    echo "A shell in the lab. It ends with exit or Ctrl-D, whatever happens with Ctrl-A x."
+    echo "A shell in the lab. exit ends it, and Ctrl-A x in any case."
     setsid -c bash < /dev/ttyS0 > /dev/ttyS0 2>&1
     echo 0 > /control/code
 else

@@ -15,6 +15,7 @@ mod share;
 
 use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -89,7 +90,6 @@ pub fn run(tree: &Tree, task: &Task) -> anyhow::Result<ExitCode> {
             };
             let mut stdout = std::io::stdout();
             let ended = lab.run(&job, |bytes| {
-                use std::io::Write;
                 stdout.write_all(bytes)?;
                 stdout.flush()
             })?;

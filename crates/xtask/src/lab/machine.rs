@@ -1,6 +1,5 @@
 //! The machine: QEMU out of the lab's own root, so that the host needs none.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 
@@ -47,12 +46,11 @@ impl Lab {
 }
 
 fn share(qemu: &mut Command, tag: &str, host: &Path, access: Access) {
-    let mut backend = OsString::from(format!("local,id=share-{tag},security_model=none,multidevs=remap,"));
-    if access == Access::ReadOnly {
-        backend.push("readonly=on,");
-    }
-    backend.push("path=");
-    backend.push(host);
-    let device = format!("virtio-9p-pci,fsdev=share-{tag},mount_tag={tag}");
-    qemu.arg("-fsdev").arg(backend).args(["-device", &device]);
+    // A comma in an option's value is written twice.
+    let path = host.display().to_string().replace(',', ",,");
+    let readonly = if access == Access::ReadOnly { "on" } else { "off" };
+    let id = format!("share-{tag}");
+    qemu.arg("-fsdev")
+        .arg(format!("local,id={id},security_model=none,multidevs=remap,readonly={readonly},path={path}"));
+    qemu.arg("-device").arg(format!("virtio-9p-pci,fsdev={id},mount_tag={tag}"));
 }

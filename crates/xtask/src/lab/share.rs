@@ -36,8 +36,6 @@ impl FromStr for Share {
             "{tag:?}: a tag has 1 to 31 letters, digits, `-` and `_`"
         );
         ensure!(lab.starts_with('/') && !lab.contains(char::is_whitespace), "{lab:?}: not a path in the lab");
-        // QEMU's options are separated by commas.
-        ensure!(!host.contains(','), "{host:?}: a comma can't be in it");
         let host = PathBuf::from(host).canonicalize()?;
         ensure!(host.is_dir(), "{}: not a folder", host.display());
         Ok(Self { tag: tag.to_owned(), host, lab: lab.to_owned(), access })
