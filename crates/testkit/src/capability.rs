@@ -1,4 +1,4 @@
-//! What a machine must have for a test to run: KVM, userfaultfd, network namespaces.
+//! What a machine must have for a test to run: KVM, userfaultfd, network namespaces, Linux guests.
 //!
 //! A test that needs one begins with [`require!`](crate::require). The test then either runs or says
 //! why it did not, on stderr and in the file that [`REPORT_ENV`] names. libtest swallows the output of
@@ -12,6 +12,8 @@ use std::sync::OnceLock;
 
 /// Environment variable that names the file to which each use and each skip is appended, a line each.
 pub const REPORT_ENV: &str = "MIGRATED_TEST_CAPABILITIES";
+/// Environment variable that names the folder with the kernels of the lab's guests, as `cargo xtask lab setup` makes it.
+pub const LAB_GUEST_ENV: &str = "MIGRATED_LAB_GUEST";
 
 /// Something of the host that some tests can't do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +24,14 @@ pub enum Capability {
     Userfaultfd,
     /// This process may make network namespaces, and iproute2 and nftables are there to configure them.
     Netns,
+    /// Stock Linux kernels boot here as guests, and are there: the processor virtualizes, as the lab's does, and
+    /// [`LAB_GUEST_ENV`] names them.
+    Lab,
 }
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Kvm, Self::Userfaultfd, Self::Netns];
+    pub const ALL: [Self; 4] = [Self::Kvm, Self::Userfaultfd, Self::Netns, Self::Lab];
 
     /// The name in `USED(...)` and `SKIPPED(...)`.
     #[must_use]
@@ -35,6 +40,7 @@ impl Capability {
             Self::Kvm => "kvm",
             Self::Userfaultfd => "userfaultfd",
             Self::Netns => "netns",
+            Self::Lab => "lab",
         }
     }
 
@@ -43,7 +49,7 @@ impl Capability {
     /// # Errors
     /// The reason why it can't be used.
     pub fn probe(self) -> Result<(), String> {
-        static FOUND: [OnceLock<Result<(), String>>; 3] = [const { OnceLock::new() }; 3];
+        static FOUND: [OnceLock<Result<(), String>>; 4] = [const { OnceLock::new() }; 4];
         FOUND[self as usize]
             .get_or_init(|| match self {
                 Self::Kvm => opens("/dev/kvm"),
@@ -51,6 +57,7 @@ impl Capability {
                 Self::Netns => runs("ip", &["-V"])
                     .and_then(|()| runs("nft", &["--version"]))
                     .and_then(|()| runs("unshare", &["--net", "true"])),
+                Self::Lab => virtualizes().and_then(|()| guests_are_there()),
             })
             .clone()
     }
@@ -89,6 +96,28 @@ fn opens(path: &str) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(error) => Err(format!("{path}: {error}")),
     }
+}
+
+/// Whether this machine's processor runs guests by itself. A KVM without that emulates what guests' kernels do, and
+/// not all of it.
+fn virtualizes() -> Result<(), String> {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").map_err(|error| format!("/proc/cpuinfo: {error}"))?;
+    match cpus.split_whitespace().any(|word| ["svm", "vmx"].contains(&word)) {
+        true => Ok(()),
+        false => {
+            Err("the processor has neither SVM nor VMX; `cargo xtask test` runs this in the lab".to_owned())
+        }
+    }
+}
+
+fn guests_are_there() -> Result<(), String> {
+    let Some(folder) = std::env::var_os(LAB_GUEST_ENV) else {
+        return Err(format!(
+            "{LAB_GUEST_ENV} must name what `cargo xtask lab setup` makes in target/lab/guest"
+        ));
+    };
+    let kernel = std::path::Path::new(&folder).join("cloud/vmlinux");
+    std::fs::metadata(&kernel).map(drop).map_err(|error| format!("{}: {error}", kernel.display()))
 }
 
 fn runs(program: &str, arguments: &[&str]) -> Result<(), String> {

@@ -1,7 +1,8 @@
-//! What people and CI run on this tree: `cargo xtask lint | test | fuzz | openapi`.
+//! What people and CI run on this tree: `cargo xtask lint | test | lab | fuzz | openapi`.
 #![allow(clippy::print_stdout, reason = "a command-line tool: stdout is its output")]
 
 mod fuzz;
+mod lab;
 mod lint;
 mod openapi;
 mod test;
@@ -31,6 +32,9 @@ enum Task {
         #[arg(long, default_value_t = 10)]
         fuzz_seconds: u32,
     },
+    /// A machine in software whose KVM boots real guests.
+    #[command(subcommand)]
+    Lab(lab::Task),
     /// Run the fuzz targets (needs a nightly toolchain and cargo-fuzz).
     Fuzz {
         /// Seconds for each target.
@@ -58,6 +62,7 @@ fn run(task: &Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Lint => lint::run(&tree),
         Task::Test { fuzz_seconds } => test::run(&tree, *fuzz_seconds),
+        Task::Lab(task) => lab::run(&tree, task),
         Task::Fuzz { seconds, target } => fuzz::run(&tree, *seconds, target.as_deref()),
         Task::Openapi => openapi::run(&tree),
     }

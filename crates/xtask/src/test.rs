@@ -1,11 +1,13 @@
 //! `cargo xtask test`: everything that can be tested on this machine, and an honest account of what was not.
 
 mod capabilities;
+pub mod lab;
 mod libtest;
-mod packages;
+pub mod packages;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
 use anyhow::Context;
@@ -13,6 +15,7 @@ use anyhow::Context;
 use crate::fuzz;
 use crate::tree::Tree;
 use capabilities::Reports;
+pub use capabilities::is_root;
 use libtest::Counts;
 
 /// Names the file in which tests report the capabilities they used or lacked; as in `testkit::capability`.
@@ -21,7 +24,21 @@ const REPORT_ENV: &str = "MIGRATED_TEST_CAPABILITIES";
 /// Runs all tests, then each fuzz target for `fuzz_seconds`, and sums up.
 pub fn run(tree: &Tree, fuzz_seconds: u32) -> anyhow::Result<ExitCode> {
     packages::provide()?;
-    let (mut counts, finished_well, reports) = workspace_tests(tree)?;
+    let report_file = std::env::temp_dir().join(format!("migrated-capabilities-{}", std::process::id()));
+    fs::write(&report_file, "").with_context(|| report_file.display().to_string())?;
+    let mut counts = Counts::default();
+    let mut finished_well = workspace_tests(tree, &mut counts, &report_file)?;
+    // What keeps the lab from running is told like what a test found, after all that did run.
+    match lab::run(tree, &mut counts, &report_file) {
+        Ok(well) => finished_well &= well,
+        Err(error) => {
+            println!("error: the lab's tests did not run: {error:#}");
+            finished_well = false;
+        }
+    }
+    let reports = fs::read_to_string(&report_file).with_context(|| report_file.display().to_string())?;
+    let reports = Reports::read(&reports);
+    fs::remove_file(&report_file)?;
 
     println!();
     let fuzzed = match fuzz::available(tree) {
@@ -51,7 +68,7 @@ pub fn run(tree: &Tree, fuzz_seconds: u32) -> anyhow::Result<ExitCode> {
         println!("error: {breach}");
     }
     if !finished_well && counts.failed == 0 {
-        println!("error: cargo test failed before or between tests, see above");
+        println!("error: tests failed before or between tests, see above");
     }
     println!("{counts}");
     let fine = finished_well && counts.failed == 0 && breaches.is_empty();
@@ -59,28 +76,26 @@ pub fn run(tree: &Tree, fuzz_seconds: u32) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs `cargo test`, shows its output as it comes and counts along.
-fn workspace_tests(tree: &Tree) -> anyhow::Result<(Counts, bool, Reports)> {
-    let report_file = std::env::temp_dir().join(format!("migrated-capabilities-{}", std::process::id()));
-    fs::write(&report_file, "").with_context(|| report_file.display().to_string())?;
-
+fn workspace_tests(tree: &Tree, counts: &mut Counts, report_file: &Path) -> anyhow::Result<bool> {
     let mut child = tree
         .cargo()
         .args(["test", "--workspace", "--no-fail-fast", "--locked"])
-        .env(REPORT_ENV, &report_file)
+        .env(REPORT_ENV, report_file)
         .stdout(Stdio::piped())
         .spawn()
         .context("cargo test")?;
-    let mut counts = Counts::default();
+    count_lines(child.stdout.take().context("cargo test's stdout")?, counts)?;
+    Ok(child.wait()?.success())
+}
+
+/// Shows lines as they come and counts what they sum up.
+fn count_lines(from: impl Read, counts: &mut Counts) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    for line in BufReader::new(child.stdout.take().context("cargo test's stdout")?).split(b'\n') {
+    for line in BufReader::new(from).split(b'\n') {
         let line = line?;
         stdout.write_all(&line)?;
         stdout.write_all(b"\n")?;
         counts.add(&String::from_utf8_lossy(&line));
     }
-    let finished_well = child.wait()?.success();
-
-    let text = fs::read_to_string(&report_file).with_context(|| report_file.display().to_string())?;
-    fs::remove_file(&report_file)?;
-    Ok((counts, finished_well, Reports::read(&text)))
+    Ok(())
 }

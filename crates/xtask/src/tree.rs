@@ -48,6 +48,20 @@ impl Tree {
         command
     }
 
+    /// Where cargo puts what it builds.
+    pub fn target(&self) -> anyhow::Result<PathBuf> {
+        #[derive(serde::Deserialize)]
+        struct Metadata {
+            target_directory: PathBuf,
+        }
+        let mut metadata = self.cargo();
+        let output = metadata.args(["metadata", "--format-version=1", "--no-deps"]).output();
+        let output = output.context("cargo metadata")?;
+        ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+        let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+        Ok(metadata.target_directory)
+    }
+
     /// All Rust files of the project, by path.
     pub fn sources(&self) -> anyhow::Result<Vec<Source>> {
         let mut paths = Vec::new();

@@ -28,7 +28,7 @@ const SOCKETS: &[&str] = &["socket2", "rustls", "tokio-rustls", "quinn"];
 const DESCRIPTORS: &[&str] = &["libc", "nix", "rustix", "vmm-sys-util"];
 const GUESTS: &[&str] = &["vm-memory", "linux-loader", "vm-superio"];
 
-const HOUSE: [Room; 17] = [
+const HOUSE: [Room; 18] = [
     Room { name: "pages", uses: &[], not: &[RUNTIME, HTTP, KVM, SOCKETS, DESCRIPTORS, GUESTS] },
     Room { name: "kernel", uses: &[], not: &[RUNTIME, HTTP, SOCKETS] },
     Room { name: "cpuid", uses: &[], not: &[RUNTIME, HTTP, SOCKETS, GUESTS] },
@@ -64,6 +64,7 @@ const HOUSE: [Room; 17] = [
         not: &[],
     },
     Room { name: "netns", uses: &[], not: &[RUNTIME, HTTP, KVM, SOCKETS, GUESTS] },
+    Room { name: "witness", uses: &[], not: &[RUNTIME, HTTP, KVM, SOCKETS, GUESTS] },
     // They use the program and its API as anybody does.
     Room { name: "bench", uses: &["api", "netns"], not: &[KVM, GUESTS] },
     Room { name: "chaos", uses: &["bench", "api", "netns"], not: &[KVM, GUESTS] },

@@ -6,8 +6,10 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
 
+use super::lab;
+
 /// The capabilities that some test of the workspace needs.
-const NEEDED: [&str; 3] = ["kvm", "userfaultfd", "netns"];
+const NEEDED: [&str; 4] = ["kvm", "userfaultfd", "netns", "lab"];
 
 /// Reports of all tests.
 pub struct Reports {
@@ -90,6 +92,7 @@ fn found(capability: &str) -> bool {
         "kvm" => opens("/dev/kvm"),
         "userfaultfd" => opens("/dev/userfaultfd"),
         "netns" => is_root(),
+        "lab" => lab::is_possible(),
         _ => false,
     }
 }
@@ -105,17 +108,17 @@ mod tests {
 
     #[test]
     fn used_capabilities_are_no_breach() {
-        let reports =
-            Reports::with_host("a\tUSED(kvm)\nb\tUSED(kvm)\nc\tUSED(netns)\nd\tUSED(userfaultfd)\n", |_| {
-                true
-            });
+        let reports = Reports::with_host(
+            "a\tUSED(kvm)\nb\tUSED(kvm)\nc\tUSED(netns)\nd\tUSED(userfaultfd)\ne\tUSED(lab)\n",
+            |_| true,
+        );
         assert!(reports.breaches().is_empty());
         assert!(reports.to_string().starts_with("capability kvm: found, used 2 times, 0 tests skipped\n"));
     }
 
     #[test]
     fn a_skip_is_told_and_is_a_breach_only_where_the_capability_is_there() {
-        let text = "a::b\tSKIPPED(kvm): /dev/kvm: Permission denied\nc\tUSED(netns)\nd\tUSED(userfaultfd)\n";
+        let text = "a::b\tSKIPPED(kvm): /dev/kvm: Permission denied\nc\tUSED(netns)\nd\tUSED(userfaultfd)\ne\tUSED(lab)\n";
         let without = Reports::with_host(text, |capability| capability == "netns");
         assert!(without.breaches().is_empty());
         assert_eq!(without.skips(), 1);

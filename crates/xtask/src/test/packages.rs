@@ -7,7 +7,20 @@ use anyhow::{Context, bail, ensure};
 use super::capabilities::is_root;
 
 /// Program and package.
-const PROGRAMS: [(&str, &str); 3] = [("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables")];
+const PROGRAMS: [(&str, &str); 11] = [
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nft", "nftables"),
+    // What the lab is made with.
+    ("mmdebstrap", "mmdebstrap"),
+    ("modprobe", "kmod"),
+    ("depmod", "kmod"),
+    ("cpio", "cpio"),
+    ("strip", "binutils"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+    ("lz4", "lz4"),
+];
 
 /// Installs what is missing when that is possible, else says what to run.
 pub fn provide() -> anyhow::Result<()> {

@@ -1,0 +1,151 @@
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use migrated_testkit::wait_until;
+use migrated_witness::{Answer, PORT, Request};
+
+use crate::host::PATIENCE;
+use crate::netns::Netns;
+
+/// Time between two requests, whether or not they were answered.
+const PERIOD: Duration = Duration::from_millis(10);
+/// The wall clocks of guest and host differ by no more, beyond what an answer's way may explain.
+const CLOCKS_DIFFER: Duration = Duration::from_millis(10);
+
+/// A client that goes on asking, on one connection.
+pub struct Caller {
+    stop: Sender<()>,
+    asking: JoinHandle<io::Result<()>>,
+    reading: JoinHandle<io::Result<()>>,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+/// A request, and its answer if that has come.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    request: Request,
+    asked: Instant,
+    asked_at: SystemTime,
+    answered: Option<Answered>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Answered {
+    at: Instant,
+    answer: Answer,
+}
+
+/// What a client saw while something happened to the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// Longest time between two answers.
+    pub gap: Duration,
+    /// Longest time for which a thread in the guest found its clock not to have gone on.
+    pub guest_gap: Duration,
+}
+
+impl Caller {
+    /// Connects from `netns` to the guest at `address`.
+    pub fn new(netns: &Netns, address: &str) -> Self {
+        let address = SocketAddr::from((address.parse::<Ipv4Addr>().unwrap(), PORT));
+        let mut stream = netns.enter(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (stop, stopped) = mpsc::channel();
+        let calls = Arc::new(Mutex::new(Vec::<Call>::new()));
+        let (mut reader, known) = (stream.try_clone().unwrap(), Arc::clone(&calls));
+        let reading = thread::spawn(move || {
+            for number in 0.. {
+                let answer = match Answer::read(&mut reader) {
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                    answer => answer?,
+                };
+                let mut calls = known.lock().unwrap();
+                let call = &mut calls[number];
+                if !answer.answers(call.request) {
+                    return Err(io::Error::other(format!("{answer:?} to {call:?}")));
+                }
+                call.answered = Some(Answered { at: Instant::now(), answer });
+            }
+            Ok(())
+        });
+        let known = Arc::clone(&calls);
+        let asking = thread::spawn(move || {
+            for number in 0.. {
+                let request = Request { number, nonce: number.rotate_right(16) };
+                let (asked, asked_at) = (Instant::now(), SystemTime::now());
+                known.lock().unwrap().push(Call { request, asked, asked_at, answered: None });
+                request.write(&mut stream)?;
+                if stopped.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {
+                    break;
+                }
+            }
+            // The guest answers what is on its way and then closes, too.
+            stream.shutdown(std::net::Shutdown::Write)
+        });
+        let caller = Self { stop, asking, reading, calls };
+        caller.await_answers_to_what_is_asked_now();
+        caller
+    }
+
+    /// Waits until the guest has answered what is asked from now on, some of it.
+    #[track_caller]
+    pub fn await_answers_to_what_is_asked_now(&self) {
+        let now = Instant::now();
+        wait_until("the guest answers", PATIENCE, || {
+            assert!(!self.reading.is_finished() && !self.asking.is_finished(), "the connection broke");
+            let calls = self.calls.lock().unwrap();
+            calls
+                .iter()
+                .rev()
+                .take_while(|call| call.asked > now)
+                .filter(|call| call.answered.is_some())
+                .count()
+                > 10
+        });
+    }
+
+    /// What was seen from then until now.
+    pub fn seen_since(&self, since: Instant) -> Seen {
+        let calls = self.calls.lock().unwrap();
+        let answered: Vec<_> = calls.iter().filter_map(|call| call.answered).collect();
+        let meanwhile = answered.windows(2).filter(|pair| pair[1].at > since);
+        let gaps = meanwhile.clone().map(|pair| pair[1].at - pair[0].at);
+        let guest_gaps = meanwhile.map(|pair| Duration::from_nanos(pair[1].answer.clocks.gap_ns));
+        Seen { gap: gaps.max().unwrap(), guest_gap: guest_gaps.max().unwrap() }
+    }
+
+    /// Asserts that the guest's wall clock showed the right time in every answer to what was asked since then: no
+    /// earlier than the question, and no later than the answer came, but for what the two clocks may differ.
+    #[track_caller]
+    pub fn assert_right_time_since(&self, since: Instant) {
+        let calls = self.calls.lock().unwrap();
+        let mut checked = 0;
+        for call in calls.iter().filter(|call| call.asked > since) {
+            let Some(answered) = call.answered else { continue };
+            let at = UNIX_EPOCH + Duration::from_nanos(answered.answer.unix_ns);
+            let answered_at = call.asked_at + (answered.at - call.asked);
+            let range = call.asked_at - CLOCKS_DIFFER..answered_at + CLOCKS_DIFFER;
+            assert!(range.contains(&at), "the guest's clock said {at:?}, it was {range:?}: {call:?}");
+            checked += 1;
+        }
+        assert!(checked > 0, "no answer to anything asked in the last {:?}", since.elapsed());
+    }
+
+    /// Ends the connection in order: all was answered, rightly, and no clock in the guest went back.
+    #[track_caller]
+    pub fn finish(self) {
+        self.stop.send(()).unwrap();
+        self.asking.join().unwrap().unwrap();
+        self.reading.join().unwrap().unwrap();
+        let calls = self.calls.lock().unwrap();
+        for call in calls.iter() {
+            let answered = call.answered.unwrap_or_else(|| panic!("unanswered: {call:?}"));
+            assert_eq!(answered.answer.clocks.backward_ns, 0, "a clock went back: {call:?}");
+        }
+    }
+}
