@@ -23,7 +23,9 @@ pub struct VmConfig {
     pub cpu: Option<GuestCpu>,
     /// File that the console's last bytes are kept in, so that they outlive this process.
     pub console: Option<File>,
-    /// Devices in the slots of the PCI bus, from slot 1 on. A VM without any has no bus either.
+    /// Network interfaces, in the order in which the guest finds them: in the first slots of the PCI bus.
+    pub networks: Vec<NetworkConfig>,
+    /// Other devices, in the slots that follow. A VM without any device has no bus either.
     pub devices: Vec<DeviceConfig>,
 }
 
@@ -54,6 +56,7 @@ impl VmConfig {
             tracking: TrackerKind::Log,
             cpu: None,
             console: None,
+            networks: Vec::new(),
             devices: Vec::new(),
         }
     }
@@ -63,8 +66,6 @@ impl VmConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceConfig {
-    /// virtio-net on a TAP.
-    Net(NetworkConfig),
     /// virtio-rng: entropy of the host's.
     Rng,
 }

@@ -76,6 +76,7 @@ impl Daemon {
             // It keeps the CPU that it came with, so that it can go wherever it could.
             VmStart::Incoming(plan) => BootPlan {
                 spec: plan.spec,
+                networks: plan.networks,
                 cpu: plan.description.cpu,
                 simulated: plan.simulated,
                 again: true,

@@ -50,18 +50,12 @@ pub fn config(
     config.prefault = spec.prefault;
     config.cpu = cpu;
     config.console = Some(console(dir).map_err(VmmError::Console)?);
-    config.devices = devices(spec, networks);
-    Ok(config)
-}
-
-/// The guest's devices, the same and in the same order on every host. What the built-in guest has no driver for it
-/// doesn't get.
-fn devices(spec: &VmSpec, networks: &[NetworkPlan]) -> Vec<DeviceConfig> {
-    let mut devices: Vec<_> = networks.iter().map(|plan| DeviceConfig::Net(network(plan))).collect();
+    config.networks = networks.iter().map(network).collect();
+    // What the built-in guest has no driver for it doesn't get.
     if matches!(spec.boot, BootSource::Kernel { .. }) {
-        devices.push(DeviceConfig::Rng);
+        config.devices.push(DeviceConfig::Rng);
     }
-    devices
+    Ok(config)
 }
 
 fn network(plan: &NetworkPlan) -> NetworkConfig {

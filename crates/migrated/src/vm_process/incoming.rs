@@ -20,7 +20,7 @@ use migrated_vmm::{IncomingVm, RunningVm, Vm};
 use super::epochs::Epochs;
 use super::migration::{Active, Publisher};
 use super::process::Process;
-use super::{boot, describe, errors, workload};
+use super::{boot, describe, errors, network, workload};
 
 /// How long this process answers for its commit when the link broke behind it; then the daemon does.
 const LINGER: Duration = Duration::from_secs(60);
@@ -128,7 +128,7 @@ fn prepare(process: &Arc<Process>, plan: &IncomingPlan) -> Result<Prepared, Cont
             epochs: Box::new(Epochs(epochs)),
             observer: Box::new(move |since| Observation {
                 guest_gap_us: since.and_then(|since| workload::gap_since(&observed, since)),
-                first_packet_us: observed.first_packet().map(|time| time.as_micros() as u64),
+                first_packet_us: network::first_packet(&observed).map(|time| time.as_micros() as u64),
             }),
         },
         guest.vm().ram(),

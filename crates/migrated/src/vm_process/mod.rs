@@ -8,6 +8,7 @@ mod epochs;
 mod errors;
 mod incoming;
 mod migration;
+mod network;
 mod outgoing;
 mod process;
 mod sample;
