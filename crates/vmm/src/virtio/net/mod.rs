@@ -201,10 +201,9 @@ impl Net {
             // A TAP that takes no frames is noticed where it is read.
             let _ = self.handle.link().send(&frame);
         }
-        if self.has_accepted(VIRTIO_NET_F_GUEST_ANNOUNCE) {
-            self.asked_to_announce = true;
-            queues.config_changed();
-        }
+        self.asked_to_announce = self.has_accepted(VIRTIO_NET_F_GUEST_ANNOUNCE);
+        // A driver that can't announce anything looks at its link, which may have been down where it comes from.
+        queues.config_changed();
     }
 }
 
@@ -287,8 +286,6 @@ impl VirtioDevice for Net {
         self.arrived = Some(Instant::now());
         self.announcer.begin();
         self.announce(queues);
-        // The link may have been down where it comes from.
-        queues.config_changed();
         Ok(())
     }
 
