@@ -25,6 +25,8 @@ pub struct VmConfig {
     pub console: Option<File>,
     /// Network interfaces, in the order in which the guest finds them.
     pub networks: Vec<NetworkConfig>,
+    /// Devices in the slots of the PCI bus, behind the network cards. A VM without any has no bus either.
+    pub devices: Vec<DeviceConfig>,
 }
 
 /// One network interface: a virtio NIC on a TAP.
@@ -55,8 +57,17 @@ impl VmConfig {
             cpu: None,
             console: None,
             networks: Vec::new(),
+            devices: Vec::new(),
         }
     }
+}
+
+/// A device that a VM has. A guest keeps its devices, and their order, for life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceConfig {
+    /// virtio-rng: entropy of the host's.
+    Rng,
 }
 
 /// What backs guest RAM on the host.
