@@ -31,7 +31,7 @@ pub use migrated_cpuid::{
     PoolBaseline,
 };
 pub use migrated_engine::{
-    FaultParts, LatencyHistogram, MigrationRecord, MigrationState, Mode, ModePrediction, OnTimeout, Postcopy,
-    Predicted, Prediction, RecordError, RecordRole, Recovery, ThreadWaits, Throttled, ThrottledVcpu, Verify,
-    WriteAttribution,
+    FaultParts, LateFrames, LatencyHistogram, MigrationRecord, MigrationState, Mode, ModePrediction,
+    OnTimeout, Postcopy, Predicted, Prediction, RecordError, RecordRole, Recovery, ThreadWaits, Throttled,
+    ThrottledVcpu, Verify, WriteAttribution,
 };

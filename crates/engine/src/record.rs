@@ -1,5 +1,6 @@
 //! The migration record: what happened, in numbers, and why. Kept with the migration, served by the API.
 
+mod late;
 mod latency;
 mod postcopy;
 mod prediction;
@@ -8,6 +9,7 @@ mod throttle;
 
 use serde::{Deserialize, Serialize};
 
+pub use late::LateFrames;
 pub use latency::LatencyHistogram;
 pub use postcopy::{FaultParts, Postcopy, ThreadWaits};
 pub use prediction::{ModePrediction, Predicted, Prediction};
@@ -212,6 +214,13 @@ pub struct MigrationRecord {
     pub downtime_us: Downtime,
     /// The longest gap that the workload guest itself saw since the migration began, in µs.
     pub guest_gap_us: Option<f64>,
+    /// From the first KVM_RUN at the destination until the first frame that the guest sent or got there, in µs; of a
+    /// guest with a network.
+    #[serde(default)]
+    pub first_packet_us: Option<f64>,
+    /// What still came to the source for the guest.
+    #[serde(default)]
+    pub late_frames: LateFrames,
     /// The RAM that was moved.
     pub ram: RamCounters,
     /// Bytes of all channels, as the transport counts them.

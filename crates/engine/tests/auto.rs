@@ -9,7 +9,7 @@ use migrated_engine::{
 };
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
 use migrated_testkit::pair::{Pair, Scenario};
-use migrated_wire::{GuestIdentity, ToDestination, ToSource, VerifyWhen};
+use migrated_wire::{GuestIdentity, PROTOCOL, ToDestination, ToSource, VerifyWhen};
 
 /// Pages a second of 1 Gbit/s less headers.
 const LINK: f64 = 28_700.0;
@@ -256,7 +256,7 @@ fn probed(no_postcopy: Option<String>, limits: Limits) -> Source {
         peer: "there".into(),
     };
     let mut source = Source::new(config, MigrationRecord::default(), policy_for(Mode::Auto), Duration::ZERO);
-    source.handle(Duration::ZERO, SourceEvent::Connected);
+    source.handle(Duration::ZERO, SourceEvent::Connected { version: PROTOCOL.min });
     let accepted = ToSource::PreflightOk { rehearsal_us: 1_000, no_postcopy };
     source.handle(Duration::ZERO, SourceEvent::Message(accepted));
     source.handle(Duration::ZERO, SourceEvent::TrackingStarted);

@@ -7,7 +7,7 @@ use migrated_engine::source::{Next, Source, SourceAction, SourceConfig, SourceEv
 use migrated_engine::{Limits, MigrationRecord, MigrationState, Mode, policy_for};
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
 use migrated_wire::{
-    CommitOutcome, GuestIdentity, MAX_OUTSTANDING, PageSetPiece, PieceBits, ToSource, VerifyWhen,
+    CommitOutcome, GuestIdentity, MAX_OUTSTANDING, PROTOCOL, PageSetPiece, PieceBits, ToSource, VerifyWhen,
 };
 
 const EPOCH: u64 = 1;
@@ -40,7 +40,7 @@ fn connected() -> Source {
         peer: "hostile".into(),
     };
     let mut source = Source::new(config, MigrationRecord::default(), policy_for(Mode::Postcopy), NOW);
-    source.handle(NOW, SourceEvent::Connected);
+    source.handle(NOW, SourceEvent::Connected { version: PROTOCOL.min });
     source
 }
 
@@ -94,8 +94,10 @@ fn ram_is_kept_until_the_count_matches() {
 
     let mut source = sent(following());
     say(&mut source, ToSource::AllPagesReceived { pages: PAGES });
-    assert!(actions(&mut source).contains(&SourceAction::Retire));
     assert_eq!(source.state(), MigrationState::Settling);
+    say(&mut source, ToSource::Summary { wire_received: 0, guest_gap_us: None });
+    assert!(actions(&mut source).contains(&SourceAction::Retire));
+    assert_eq!(source.state(), MigrationState::Completed);
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn a_received_map_is_checked_and_what_it_lacks_is_sent() {
         let mut source = sent(following());
         source.handle(NOW, SourceEvent::LinkLost("cut".into()));
         let mut source = assert_paused(source);
-        source.handle(NOW, SourceEvent::Connected);
+        source.handle(NOW, SourceEvent::Connected { version: PROTOCOL.min });
         assert_eq!(source.state(), MigrationState::Recovering);
         while source.poll_action().is_some() {}
         source

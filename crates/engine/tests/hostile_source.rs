@@ -8,7 +8,8 @@ use migrated_engine::destination::{
 use migrated_engine::{MigrationRecord, MigrationState};
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
 use migrated_wire::{
-    FrameHead, FrameKind, GuestIdentity, PageSetPiece, PieceBits, PostcopyUse, ToDestination, VerifyWhen,
+    FrameHead, FrameKind, GuestIdentity, PROTOCOL, PageSetPiece, PieceBits, PostcopyUse, ToDestination,
+    VerifyWhen,
 };
 
 const EPOCH: u64 = 1;
@@ -34,7 +35,7 @@ fn connected() -> Destination {
         peer: "hostile".into(),
     };
     let mut destination = Destination::new(config, MigrationRecord::default(), NOW);
-    destination.handle(NOW, DestinationEvent::Connected);
+    destination.handle(NOW, DestinationEvent::Connected { version: PROTOCOL.min });
     destination
 }
 
@@ -285,7 +286,7 @@ fn a_source_that_leaves_before_all_pages_came_is_a_lost_link() {
     for (epoch, iteration) in [(EPOCH + 1, 2), (EPOCH, 1), (EPOCH, u32::MAX)] {
         let mut destination = following();
         destination.handle(NOW, DestinationEvent::LinkLost("cut".into()));
-        destination.handle(NOW, DestinationEvent::Reconnected);
+        destination.handle(NOW, DestinationEvent::Reconnected { version: PROTOCOL.min });
         assert_eq!(destination.state(), MigrationState::Recovering);
         say(&mut destination, ToDestination::Recover { epoch, iteration });
         assert_paused(destination);

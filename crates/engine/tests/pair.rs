@@ -176,6 +176,7 @@ fn check(scenario: &Scenario, ending: &Ending) -> Result<(), TestCaseError> {
             prop_assert!(runs_at_source, "not completed, but the guest does not run at the source");
             prop_assert!(!ending.ever_ran_at_destination);
             prop_assert!(ending.record.error.is_some());
+            prop_assert_eq!((ending.record.late_frames.frames, ending.late_frames), (0, 0));
         }
         // The only copy of what is missing is kept, and the guest stays down here.
         MigrationState::PostcopyPaused => {
@@ -186,6 +187,8 @@ fn check(scenario: &Scenario, ending: &Ending) -> Result<(), TestCaseError> {
         }
         other => prop_assert!(false, "ended in {other}"),
     }
+    let (sent, delivered) = (ending.record.late_frames.frames, ending.destination.late_frames.frames);
+    prop_assert!(ending.late_frames <= delivered && delivered <= sent);
     if !killed {
         prop_assert!(runs_at_source != ending.runs_at_destination, "exactly one copy runs");
     }
@@ -297,6 +300,20 @@ fn a_calm_migration_completes_with_its_record_filled() {
         + parts.verify
         + parts.resume;
     assert!((sum - parts.total).abs() < 1.0, "the parts make the whole: {parts:?}");
+}
+
+#[test]
+fn frames_that_came_while_the_guest_was_on_its_way_are_handed_on() {
+    for mode in [Mode::Precopy, Mode::Postcopy, Mode::Hybrid] {
+        let verify = VerifyWhen::Off;
+        let ending = Pair::new(Scenario { mode, verify, ..calm() }).run().unwrap();
+        assert_eq!(ending.state, MigrationState::Completed, "{:?}", ending.record.error);
+        let (here, there) = (ending.record.late_frames, ending.destination.late_frames);
+        assert!(here.frames > 0 && here.dropped == 0, "{mode:?}: {here:?}");
+        assert_eq!(here, there, "{mode:?}");
+        assert_eq!(ending.late_frames, there.frames);
+        assert_eq!(ending.record.first_packet_us, Some(2.0));
+    }
 }
 
 #[test]

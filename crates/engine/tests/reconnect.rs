@@ -11,7 +11,8 @@ use migrated_engine::{
 };
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
 use migrated_wire::{
-    FrameHead, FrameKind, GuestIdentity, PageSetPiece, PostcopyUse, ToDestination, ToSource, VerifyWhen,
+    FrameHead, FrameKind, GuestIdentity, PROTOCOL, PageSetPiece, PostcopyUse, ToDestination, ToSource,
+    VerifyWhen,
 };
 
 const EPOCH: u64 = 1;
@@ -66,7 +67,7 @@ mod source {
     /// A source in its first iteration, with nothing sent.
     fn sending(limits: Limits) -> Source {
         let mut source = connecting(limits);
-        source.handle(NOW, SourceEvent::Connected);
+        source.handle(NOW, SourceEvent::Connected { version: PROTOCOL.min });
         say(&mut source, ToSource::PreflightOk { rehearsal_us: 0, no_postcopy: None });
         source.handle(NOW, SourceEvent::TrackingStarted);
         assert_eq!(source.state(), MigrationState::Precopy);
@@ -113,7 +114,7 @@ mod source {
         let mut source = sending(Limits::default());
         assert_eq!((take(&mut source), take(&mut source)), (vec![run(0, 256)], vec![run(256, 256)]));
         lose(&mut source);
-        source.handle(NOW, SourceEvent::Connected);
+        source.handle(NOW, SourceEvent::Connected { version: PROTOCOL.min });
         assert_eq!(
             actions(&mut source),
             [SourceAction::Send(ToDestination::Recover { epoch: EPOCH, iteration: 2 })]
@@ -121,7 +122,7 @@ mod source {
         assert_eq!(source.next_batch(NOW, 0, &mut Vec::new()), Next::Wait, "the answer comes first");
         // A loss before the answer is the same loss.
         lose(&mut source);
-        source.handle(NOW, SourceEvent::Connected);
+        source.handle(NOW, SourceEvent::Connected { version: PROTOCOL.min });
         pieces(&[run(0, 256), run(300, 10)]).into_iter().for_each(|piece| say(&mut source, piece));
         say(&mut source, ToSource::ReceivedSent { pages: 266 });
         assert_eq!(source.state(), MigrationState::Precopy);
@@ -131,7 +132,7 @@ mod source {
         assert_eq!(record.reconnects[0].missing_pages, PAGES - 266);
         // An iteration of which everything arrived but the end has nothing left.
         lose(&mut source);
-        source.handle(NOW, SourceEvent::Connected);
+        source.handle(NOW, SourceEvent::Connected { version: PROTOCOL.min });
         pieces(&[run(256, 44), run(310, PAGES - 310)]).into_iter().for_each(|p| say(&mut source, p));
         say(&mut source, ToSource::ReceivedSent { pages: PAGES - 266 });
         assert_eq!(rest(&mut source), (3, set(&[])));
@@ -150,7 +151,7 @@ mod source {
             assert!(actions(&mut source).ends_with(&[SourceAction::HangUp, SourceAction::Reconnect]));
             // What the old link still brings is not about the new one.
             say(&mut source, ToSource::PreflightOk { rehearsal_us: 0, no_postcopy: None });
-            source.handle(NOW, SourceEvent::Connected);
+            source.handle(NOW, SourceEvent::Connected { version: PROTOCOL.min });
             assert_eq!(source.state(), MigrationState::Preflight);
             let sent = actions(&mut source);
             assert!(matches!(sent[..], [SourceAction::Send(ToDestination::Preflight { .. })]), "{sent:?}");
@@ -173,7 +174,7 @@ mod source {
         source.handle(timeout, SourceEvent::Tick);
         assert_eq!(source.record(timeout).decisions.last().unwrap().decision, "cut_round_short");
         lose(&mut source);
-        source.handle(NOW, SourceEvent::Connected);
+        source.handle(NOW, SourceEvent::Connected { version: PROTOCOL.min });
         pieces(&[run(0, 200)]).into_iter().for_each(|piece| say(&mut source, piece));
         say(&mut source, ToSource::ReceivedSent { pages: 200 });
         assert_eq!(rest(&mut source), (2, set(&[run(200, PAGES - 200)])));
@@ -192,7 +193,7 @@ mod source {
             let mut source = sending(Limits::default());
             take(&mut source);
             lose(&mut source);
-            source.handle(NOW, SourceEvent::Connected);
+            source.handle(NOW, SourceEvent::Connected { version: PROTOCOL.min });
             answer.into_iter().for_each(|message| say(&mut source, message));
             assert_eq!(source.state(), MigrationState::Failed);
             assert_eq!(source.record(NOW).error.unwrap().code, "protocol");
@@ -278,7 +279,7 @@ mod destination {
             peer: "a".into(),
         };
         let mut destination = Destination::new(config, MigrationRecord::default(), NOW);
-        destination.handle(NOW, DestinationEvent::Connected);
+        destination.handle(NOW, DestinationEvent::Connected { version: PROTOCOL.min });
         say(&mut destination, preflight(window_ms));
         assert_eq!(destination.state(), MigrationState::Receiving);
         actions(&mut destination);
@@ -296,7 +297,7 @@ mod destination {
         assert_eq!(destination.state(), MigrationState::PrecopyPaused);
         assert_eq!(actions(destination), [DestinationAction::HangUp]);
         destination.handle(NOW, DestinationEvent::LinkLost("so is this one".into()));
-        destination.handle(NOW, DestinationEvent::Reconnected);
+        destination.handle(NOW, DestinationEvent::Reconnected { version: PROTOCOL.min });
         assert_eq!(actions(destination), [], "the new channels stay");
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use migrated_engine::source::{Next, Sent, Source, SourceAction, SourceConfig, SourceEvent};
 use migrated_engine::{FailureCode, Limits, MigrationRecord, MigrationState, Mode, OnTimeout, policy_for};
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
-use migrated_wire::{GuestIdentity, PathSample, ToDestination, ToSource, VerifyWhen};
+use migrated_wire::{GuestIdentity, PROTOCOL, PathSample, ToDestination, ToSource, VerifyWhen};
 
 const MS: Duration = Duration::from_millis(1);
 /// Pages of the guest, which overwrites all of them in each round.
@@ -36,7 +36,7 @@ impl Bench {
             peer: "there".into(),
         };
         let mut source = Source::new(config, MigrationRecord::default(), policy_for(mode), Duration::ZERO);
-        source.handle(Duration::ZERO, SourceEvent::Connected);
+        source.handle(Duration::ZERO, SourceEvent::Connected { version: PROTOCOL.min });
         Self { source, layout, now: Duration::ZERO, segments: 0, retransmitted: 0, iteration: 1 }
     }
 

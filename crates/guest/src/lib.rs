@@ -6,6 +6,7 @@
 
 mod error;
 mod estimate;
+mod late;
 mod postcopy;
 mod ram;
 mod scan;
@@ -15,6 +16,7 @@ mod tracker;
 mod traits;
 
 pub use error::GuestError;
+pub use late::{LateDelivery, LateInput, NoDelivery};
 pub use postcopy::{
     Claim, FaultReader, FaultStop, MissingPages, PageFault, PostcopyError, PostcopyRam, PreparedPostcopy,
     WatchedRam,

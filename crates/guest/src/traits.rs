@@ -2,7 +2,10 @@ use std::time::Instant;
 
 use migrated_pages::PageSet;
 
-use crate::{GuestError, GuestRam, PostcopyRam, PreparedPostcopy, StateSection, Throttle, Throttled};
+use crate::{
+    GuestError, GuestRam, LateDelivery, LateInput, NoDelivery, PostcopyRam, PreparedPostcopy, StateSection,
+    Throttle, Throttled,
+};
 
 /// A transition that was refused: the guest comes back with the reason, unharmed.
 #[derive(Debug)]
@@ -56,6 +59,12 @@ pub trait Guest: Send + Sized + 'static {
         None
     }
 
+    /// What hands to this guest's devices the input that came to where it was before. It outlives this value and
+    /// never stops the guest; without devices that take any it drops what comes.
+    fn late_delivery(&self) -> Box<dyn LateDelivery> {
+        Box::new(NoDelivery)
+    }
+
     /// Stops all vCPUs: kicks all of them first, then waits for all.
     ///
     /// # Errors
@@ -88,6 +97,15 @@ pub trait PausedGuest: Send + Sized + 'static {
     /// # Errors
     /// The paused guest with the reason.
     fn resume(self) -> Result<Self::Running, Refused<Self>>;
+
+    /// Takes from where it waits what has come from outside for the guest's devices since it was paused, oldest first,
+    /// at most `limit_bytes` of it; what is taken is gone here. Called only when the guest is known to run elsewhere,
+    /// some hundred times, so that having nothing must be cheap. What every host on the network gets (broadcasts) the
+    /// guest gets where it is, and need not be among it.
+    fn late_input(&mut self, limit_bytes: usize) -> Vec<LateInput> {
+        let _ = limit_bytes;
+        Vec::new()
+    }
 
     /// The guest runs elsewhere now: this copy never runs again and its RAM is freed.
     fn retire(self);

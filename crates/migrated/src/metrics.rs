@@ -89,6 +89,8 @@ const PRECOPY_LINK_LOSSES: &str = "migrated_precopy_link_losses_total";
 const POSTCOPY_LINK_LOSSES: &str = "migrated_postcopy_link_losses_total";
 const THROTTLE_RATIO: &str = "migrated_throttle_ratio";
 const THROTTLED_SECONDS: &str = "migrated_throttled_vcpu_seconds";
+const LATE_FRAMES: &str = "migrated_late_frames_total";
+const FIRST_PACKET_SECONDS: &str = "migrated_first_packet_seconds";
 const ACTIVE: &str = "migrated_active_migrations";
 const VMS: &str = "migrated_vms";
 const BLOCKED: &str = "migrated_vcpu_blocked_seconds";
@@ -236,6 +238,21 @@ pub const DECLARED: &[Declared] = &[
         unit: "seconds",
         labels: &["mode"],
         help: "Time that vCPUs were made to sleep, all together, in a migration away from this host that slowed any",
+    },
+    Declared {
+        name: LATE_FRAMES,
+        kind: Kind::Counter,
+        unit: "count",
+        labels: &["role", "fate"],
+        help: "Frames for a guest that came to the source after it was paused there: handed on to the destination \
+               (carried), or dropped",
+    },
+    Declared {
+        name: FIRST_PACKET_SECONDS,
+        kind: Kind::Histogram(DOWNTIME),
+        unit: "seconds",
+        labels: &["mode"],
+        help: "From the first KVM_RUN of a guest that came to this host until the first frame that it sent or got here",
     },
     Declared {
         name: ACTIVE,

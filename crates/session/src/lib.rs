@@ -31,6 +31,6 @@ mod traffic;
 pub use clock::Clock;
 pub use destination::{
     DestinationEnd, DestinationRemote, DestinationRequest, DestinationSession, EpochLog, GuestObserver,
-    receive,
+    Observation, receive,
 };
 pub use source::{OutcomeSeeker, SourceEnd, SourceRemote, SourceRequest, SourceSession, send};

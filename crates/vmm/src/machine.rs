@@ -140,6 +140,13 @@ impl Vm {
         self.machine.gate.blocked()
     }
 
+    /// The time from the guest's first KVM_RUN here to the first frame that it sent or got; `None` while there was none,
+    /// as of a guest without a network.
+    #[must_use]
+    pub const fn first_packet(&self) -> Option<std::time::Duration> {
+        None
+    }
+
     /// Calls `hook` once when the guest ends by itself, at once if it has: on the thread of a vCPU, so it
     /// must neither wait for the VM nor own it.
     pub fn on_end(&self, hook: impl FnOnce(&GuestEnd) + Send + 'static) {

@@ -17,8 +17,9 @@ pub const HELLO_REPLY_MAX: usize = 12 + MAX_TEXT;
 const MAX_TEXT: usize = 512;
 
 /// The protocol versions this build speaks. In version 2 a guest's CPU has feature MSRs and a baseline; version 3
-/// has post-copy.
-pub const PROTOCOL: VersionRange = VersionRange { min: 4, max: 4 };
+/// has post-copy. Version 5 only has messages besides those of version 4, which a peer of that version isn't sent: what
+/// came for the guest on its way, and when its first packet went.
+pub const PROTOCOL: VersionRange = VersionRange { min: 4, max: 5 };
 
 /// Protocol versions that one end speaks, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 mod error;
 mod frame;
 mod hello;
+mod late;
 mod message;
 mod path;
 mod pieces;
@@ -17,10 +18,11 @@ pub use hello::{
     ChannelRole, HELLO_LEN, HELLO_REPLY_MAX, Hello, HelloReply, MigrationId, PROTOCOL, Refusal, RefusalCode,
     Token, VersionRange,
 };
+pub use late::{LATE_INPUT_SINCE, LateInput, LateInputs, MAX_LATE_BYTES, MAX_LATE_INPUT, MAX_LATE_INPUTS};
 pub use message::{
-    CommitOutcome, GuestIdentity, MAX_MESSAGE, MAX_OUTSTANDING, MAX_SECTION, MAX_SECTIONS, MAX_TEXT,
-    PostcopyUse, Section, SectionName, ToDestination, ToSource, VerifyWhen, bounded_text, decode_message,
-    encode_message,
+    CommitOutcome, FIRST_PACKET_SINCE, GuestIdentity, MAX_MESSAGE, MAX_OUTSTANDING, MAX_SECTION,
+    MAX_SECTIONS, MAX_TEXT, PostcopyUse, Section, SectionName, ToDestination, ToSource, VerifyWhen,
+    bounded_text, decode_message, encode_message,
 };
 pub use path::{PathSample, SendPace};
 pub use pieces::{MAX_PIECE_PAGES, PageSetPiece, PieceBits};

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use migrated_pages::{PageRun, RamLayout};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{PageSetPiece, WireError};
+use crate::{LateInputs, PageSetPiece, WireError};
 
 /// Most bytes of one control message: a state section of 1 MiB and its frame.
 pub const MAX_MESSAGE: usize = MAX_SECTION + 4096;
@@ -18,6 +18,8 @@ pub const MAX_TEXT: usize = 2048;
 /// Most pages that the destination may have asked for and not yet received. Each waits for a vCPU or a
 /// device thread, so this is many more than a guest has.
 pub const MAX_OUTSTANDING: usize = 4096;
+/// The first protocol version that has [`ToSource::FirstPacket`].
+pub const FIRST_PACKET_SINCE: u16 = 5;
 
 /// Names a state section on the wire: kind, instance, version of its layout.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -145,6 +147,9 @@ pub enum ToDestination {
     },
     /// Everything is done; the channels may close.
     Goodbye,
+    /// The guest runs there, and this came here for it; sent from version
+    /// [`LATE_INPUT_SINCE`](crate::LATE_INPUT_SINCE) on.
+    LateInput(LateInputs),
 }
 
 /// From the destination to the source.
@@ -242,6 +247,11 @@ pub enum ToSource {
     },
     /// Answer on a resolve channel.
     Outcome(CommitOutcome),
+    /// Before the summary, of a guest with a network; sent from version [`FIRST_PACKET_SINCE`] on.
+    FirstPacket {
+        /// From the first KVM_RUN until the first frame that the guest sent or got, in µs.
+        us: u64,
+    },
 }
 
 /// What became of a commit.

@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use migrated_pages::PageSet;
-use migrated_wire::{PageSetPiece, ToDestination, ToSource, VerifyWhen, bounded_text};
+use migrated_wire::{PROTOCOL, PageSetPiece, ToDestination, ToSource, VerifyWhen, bounded_text};
 
 use super::ended::Ended;
 use super::waits::Waits;
@@ -18,6 +18,8 @@ pub(super) struct Common {
     pub(super) record: MigrationRecord,
     pub(super) actions: VecDeque<DestinationAction>,
     pub(super) link: Liveness,
+    /// The protocol version of the link that was opened last.
+    pub(super) protocol: u16,
     pub(super) now: Duration,
     pub(super) phase: MigrationState,
     pub(super) verify: VerifyWhen,
@@ -63,6 +65,7 @@ impl Common {
             record,
             actions: VecDeque::new(),
             link: Liveness::new(now),
+            protocol: PROTOCOL.min,
             now,
             phase: MigrationState::Negotiating,
             verify: VerifyWhen::Off,

@@ -16,7 +16,8 @@ pub(super) struct Draining {
     verify: VerifyWhen,
     started: Duration,
     link: Link,
-    summary: Option<ToSource>,
+    /// What to tell the source when nothing is missing any more.
+    summary: Vec<ToSource>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ impl Draining {
         common.counts().missing_pages = demand.missing();
         common.follows_since = Some(common.now);
         let (verify, started) = (common.verify, common.now);
-        let state = Box::new(Self { demand, channels, verify, started, link: Link::Up, summary: None });
+        let state = Box::new(Self { demand, channels, verify, started, link: Link::Up, summary: Vec::new() });
         state.end_when_complete(common)
     }
 
@@ -57,12 +58,11 @@ impl Draining {
 
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: DestinationEvent) -> State {
         match event {
-            DestinationEvent::Observed { wire_received, guest_gap_us } => {
-                common.record.guest_gap_us = guest_gap_us.map(|us| us as f64);
-                self.summary = Some(ToSource::Summary { wire_received, guest_gap_us });
+            DestinationEvent::Observed { wire_received, guest_gap_us, first_packet_us } => {
+                self.summary = common.observed(wire_received, guest_gap_us, first_packet_us);
                 State::Draining(self)
             }
-            DestinationEvent::Reconnected => self.relink(common),
+            DestinationEvent::Reconnected { .. } => self.relink(common),
             _ if self.link == Link::Lost => State::Draining(self),
             DestinationEvent::Message(ToDestination::Recover { epoch, iteration })
                 if self.link == Link::New
@@ -71,6 +71,10 @@ impl Draining {
             {
                 self.link = Link::Asked { iteration };
                 self.report_when_settled(common)
+            }
+            DestinationEvent::Message(ToDestination::LateInput(inputs)) if self.link == Link::Up => {
+                common.deliver(inputs);
+                State::Draining(self)
             }
             DestinationEvent::LinkLost(reason)
             | DestinationEvent::PagesLost(reason)
@@ -159,8 +163,8 @@ impl Draining {
         }
         common.enter(MigrationState::Running);
         common.send(ToSource::AllPagesReceived { pages });
-        if let Some(summary) = self.summary {
-            common.send(summary);
+        for message in self.summary {
+            common.send(message);
         }
         State::Running(Box::new(Running::after(self.demand.iteration(), self.channels, self.verify)))
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use migrated_pages::PageSet;
-use migrated_wire::{CommitOutcome, Section, ToDestination, ToSource};
+use migrated_wire::{CommitOutcome, LateInput, Section, ToDestination, ToSource};
 
 #[cfg(doc)]
 use super::Destination;
@@ -12,10 +12,16 @@ use super::Destination;
 #[derive(Debug)]
 pub enum DestinationEvent {
     /// The control channel is open.
-    Connected,
+    Connected {
+        /// The protocol version that both ends speak.
+        version: u16,
+    },
     /// The control channel is open again after [`DestinationAction::HangUp`], or instead of one that is still open.
     /// Nothing of the old channels is fed from now on; what they were placing, or have claimed, may still be placed.
-    Reconnected,
+    Reconnected {
+        /// The protocol version that both ends speak.
+        version: u16,
+    },
     /// The source said something.
     Message(ToDestination),
     /// A page channel reached the end of an iteration; all its pages before are placed.
@@ -51,6 +57,8 @@ pub enum DestinationEvent {
         wire_received: u64,
         /// The longest gap the guest saw, in µs, if it is one that tells.
         guest_gap_us: Option<u64>,
+        /// The time from the first KVM_RUN to the first frame that the guest sent or got, in µs, if it has a network.
+        first_packet_us: Option<u64>,
     },
     /// Somebody asks what became of the commit of this attempt.
     Resolve {
@@ -82,6 +90,8 @@ pub enum DestinationAction {
     Start,
     /// Destroy the guest, which has not run.
     Destroy,
+    /// Hand to the running guest's devices what came for them to the source, without waiting for them.
+    Deliver(Vec<LateInput>),
     /// Watch the running guest until its own clock tells the gap, then report.
     Observe,
     /// Answer the one who asked; `None` means that this end knows nothing of that attempt.

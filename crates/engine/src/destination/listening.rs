@@ -27,7 +27,7 @@ impl Listening {
 
     pub(super) fn on(self, common: &mut Common, event: DestinationEvent) -> State {
         match event {
-            DestinationEvent::Connected | DestinationEvent::Reconnected => {
+            DestinationEvent::Connected { .. } | DestinationEvent::Reconnected { .. } => {
                 common.enter(MigrationState::Preflight);
                 common.link.heard(common.now);
                 State::Listening(self)

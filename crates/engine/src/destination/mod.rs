@@ -11,6 +11,7 @@ mod draining;
 mod ended;
 mod event;
 mod lanes;
+mod late;
 mod listening;
 mod precopy_link;
 mod ready;
@@ -87,6 +88,9 @@ impl Destination {
                 self.common.act(DestinationAction::Send(pong));
                 return;
             }
+        }
+        if let DestinationEvent::Connected { version } | DestinationEvent::Reconnected { version } = event {
+            common.protocol = version;
         }
         if let DestinationEvent::Resolve { epoch } = event {
             self.resolve(epoch);

@@ -76,7 +76,10 @@ impl Receiving {
     /// The source opened new channels while it still seemed to be there: it noticed a loss first.
     pub(super) fn replace_link(self: Box<Self>, common: &mut Common) -> State {
         match self.wait_for_source(common, FailureCode::LinkLost, "the source opened new channels") {
-            Ok(waiting) => waiting.without_link(common, DestinationEvent::Reconnected),
+            Ok(waiting) => {
+                let version = common.protocol;
+                waiting.without_link(common, DestinationEvent::Reconnected { version })
+            }
             Err(ended) => ended,
         }
     }
@@ -85,7 +88,7 @@ impl Receiving {
     pub(super) fn without_link(mut self: Box<Self>, common: &mut Common, event: DestinationEvent) -> State {
         match (event, self.link) {
             (
-                DestinationEvent::Reconnected,
+                DestinationEvent::Reconnected { .. },
                 Link::Lost { until } | Link::New { until } | Link::Asked { until, .. },
             ) => {
                 common.link.heard(common.now);

@@ -93,7 +93,7 @@ impl Ready {
             (DestinationEvent::LinkLost(reason) | DestinationEvent::PagesLost(reason), Doing::Waiting) => {
                 self.receiving.lose_link(common, FailureCode::LinkLost, &reason)
             }
-            (DestinationEvent::Reconnected, Doing::Waiting) => self.receiving.replace_link(common),
+            (DestinationEvent::Reconnected { .. }, Doing::Waiting) => self.receiving.replace_link(common),
             (DestinationEvent::Tick, Doing::Waiting) => match common.silence() {
                 Some(silence) => self.receiving.lose_link(common, FailureCode::PeerDead, &silence),
                 None => State::Ready(self),

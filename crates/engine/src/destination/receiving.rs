@@ -176,7 +176,7 @@ impl Receiving {
             return self.without_link(common, event);
         }
         match event {
-            DestinationEvent::Reconnected => self.replace_link(common),
+            DestinationEvent::Reconnected { .. } => self.replace_link(common),
             DestinationEvent::LinkLost(reason) | DestinationEvent::PagesLost(reason) => {
                 self.lose_link(common, FailureCode::LinkLost, &reason)
             }

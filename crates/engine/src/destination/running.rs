@@ -1,4 +1,4 @@
-use migrated_wire::{FrameHead, FrameKind, ToDestination, ToSource, VerifyWhen};
+use migrated_wire::{FrameHead, FrameKind, ToDestination, VerifyWhen};
 
 use super::common::Common;
 use super::lanes::{Lanes, Mark};
@@ -53,10 +53,12 @@ impl Running {
                 self.hashes_sent = Some(pages);
                 self.report_when_complete(common);
             }
-            DestinationEvent::Observed { wire_received, guest_gap_us } => {
-                common.record.guest_gap_us = guest_gap_us.map(|us| us as f64);
-                common.send(ToSource::Summary { wire_received, guest_gap_us });
+            DestinationEvent::Observed { wire_received, guest_gap_us, first_packet_us } => {
+                for message in common.observed(wire_received, guest_gap_us, first_packet_us) {
+                    common.send(message);
+                }
             }
+            DestinationEvent::Message(ToDestination::LateInput(inputs)) => common.deliver(inputs),
             DestinationEvent::Message(ToDestination::Goodbye) => {
                 common.goodbye = true;
                 return common.end(Ok(()));

@@ -2,10 +2,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use migrated_pages::{PageRun, PageSet};
-use migrated_wire::{PageSetPiece, PostcopyUse, ToDestination, VerifyWhen, bounded_text};
+use migrated_wire::{PROTOCOL, PageSetPiece, PostcopyUse, ToDestination, VerifyWhen, bounded_text};
 
 use super::{Failure, FailureCode, Sent, SourceAction, SourceConfig, SourceEvent, State};
-use super::{drain::Drain, ended::Ended, path::PathWatch, push_rate::PushRate};
+use super::{drain::Drain, ended::Ended, late::Late, path::PathWatch, push_rate::PushRate};
 use super::{resuming::Resuming, throttle::Hold};
 use crate::liveness::Liveness;
 use crate::pace::Pace;
@@ -35,6 +35,9 @@ pub(super) struct Common {
     pub(super) can_switch: bool,
     /// What holds the guest back while it writes too much.
     pub(super) hold: Hold,
+    /// The protocol version of the link that was opened last.
+    pub(super) protocol: u16,
+    pub(super) late: Late,
     /// Time over which pages flowed, for the throughput.
     pub(super) flow: Duration,
     last_progress: String,
@@ -68,6 +71,8 @@ impl Common {
             tracking: false,
             can_switch: false,
             hold: Hold::default(),
+            protocol: PROTOCOL.min,
+            late: Late::default(),
             flow: Duration::ZERO,
             last_progress: "nothing yet".into(),
         }
@@ -236,11 +241,16 @@ impl Common {
         }
     }
 
-    /// Gives up the source's copy for ever: that is when the migration has taken its total time.
+    /// The source's copy is not needed any more: that is when the migration has taken its total time.
     pub(super) fn release(&mut self) {
         self.tracking = false;
-        self.record.total_ms = self.now.as_secs_f64() * 1e3;
+        self.record.total_ms = self.now_ms();
+    }
+
+    /// Ends a migration whose guest has moved: gives up the source's copy for ever.
+    pub(super) fn end_moved(&mut self) -> State {
         self.act(SourceAction::Retire);
+        self.end(Ok(()))
     }
 
     /// The destination's count of a round's pages is not the source's.

@@ -71,12 +71,13 @@ impl Indeterminate {
 
     fn committed(self, common: &mut Common) -> State {
         common.record.downtime_us = self.marks.downtime(common.now);
+        common.late.acknowledged(common.now);
         if let Some(drain) = self.drain {
             let reason = "the destination says that it runs the guest; the link was lost at the switch";
             return PostcopyPaused::begin(common, drain, self.marks, reason);
         }
         common.decide("completed", "the destination says that it runs the guest");
         common.release();
-        common.end(Ok(()))
+        common.end_moved()
     }
 }

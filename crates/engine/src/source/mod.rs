@@ -7,11 +7,13 @@
 //! fed, so no state waits for the guest; and nothing of an old link is fed once there is a new one.
 
 mod answer;
+mod batch;
 mod common;
 mod drain;
 mod ended;
 mod indeterminate;
 mod interrupted;
+mod late;
 mod negotiating;
 mod pacing;
 mod path;
@@ -35,9 +37,7 @@ mod throttle;
 use std::time::Duration;
 
 use migrated_pages::{PAGE_SIZE, PageRun, PageSet};
-use migrated_wire::{
-    CommitOutcome, GuestIdentity, MAX_DATA_PAGES, Section, ToDestination, ToSource, VerifyWhen,
-};
+use migrated_wire::{CommitOutcome, GuestIdentity, LateInput, Section, ToDestination, ToSource, VerifyWhen};
 
 use crate::failure::{Failure, FailureCode};
 use crate::limits::Limits;
@@ -45,14 +45,8 @@ use crate::policy::ConvergencePolicy;
 use crate::record::{MigrationRecord, MigrationState, Mode};
 use crate::round::{RoundKind, Take};
 use crate::throttle::{ThrottleCounts, ThrottleOrder};
+pub use batch::{BATCH_PAGES, BATCH_RUNS, Next, Sent};
 use common::Common;
-
-/// Pages in a batch: 1 MiB of payload, enough to make system calls cheap and few enough that a
-/// paused guest's last pages spread over all channels.
-pub const BATCH_PAGES: u64 = 256;
-/// Runs in a batch, so that scattered pages make full batches too.
-pub const BATCH_RUNS: usize = 256;
-const _: () = assert!(BATCH_PAGES <= MAX_DATA_PAGES);
 
 /// What a source is told when it is made.
 #[derive(Clone, Debug)]
@@ -80,7 +74,10 @@ pub struct SourceConfig {
 pub enum SourceEvent {
     /// All channels are open: for the first time, or as the answer to [`SourceAction::Reconnect`], when every
     /// thread of the old ones has ended.
-    Connected,
+    Connected {
+        /// The protocol version that both ends speak.
+        version: u16,
+    },
     /// The channels could not be opened; that may pass.
     ConnectFailed(String),
     /// The channels were refused, or can't be opened by this host: when they were never open before, trying again
@@ -115,6 +112,8 @@ pub enum SourceEvent {
     StateSaved(Vec<Section>),
     /// Answer to [`SourceAction::Resume`].
     Resumed,
+    /// Answer to [`SourceAction::TakeLateInput`]: what there was, oldest first.
+    LateInput(Vec<LateInput>),
     /// An action on the guest failed. After a failed pause the guest runs; after a failed resume it stays paused.
     GuestFailed(String),
     /// Answer to [`SourceAction::Ask`], or what somebody else learnt; `None` when nobody answered.
@@ -147,6 +146,12 @@ pub enum SourceAction {
     Resume,
     /// End dirty tracking of the running guest.
     StopTracking,
+    /// The guest runs elsewhere: take what has come here for its devices since it was paused. Other than with the
+    /// actions before, a request for pages may be fed before the answer.
+    TakeLateInput {
+        /// Most bytes to take at a time.
+        limit_bytes: usize,
+    },
     /// The guest runs elsewhere: give up this copy for ever and free its RAM.
     Retire,
     /// Ask the destination what became of the commit, by whatever way there is.
@@ -158,45 +163,6 @@ pub enum SourceAction {
     Wake,
     /// Close all channels.
     HangUp,
-}
-
-/// What a page channel does next.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Send these pages (appended to the vector given) as frames of this iteration.
-    Pages {
-        /// Which iteration.
-        iteration: u32,
-    },
-    /// Send the hashes of these pages.
-    Hashes {
-        /// Which iteration.
-        iteration: u32,
-    },
-    /// Send an end-of-iteration marker, then call [`Source::marker_sent`].
-    Marker {
-        /// Which iteration.
-        iteration: u32,
-        /// Pages sent on this channel in it.
-        pages: u64,
-    },
-    /// Nothing now: wait to be woken.
-    Wait,
-    /// Nothing before this moment: the bandwidth limit.
-    WaitUntil(Duration),
-    /// There will be nothing more on this link.
-    Ended,
-}
-
-/// What a channel sent of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sent {
-    /// Pages with payload.
-    pub data_pages: u64,
-    /// Pages found zero.
-    pub zero_pages: u64,
-    /// Payload bytes.
-    pub bytes: u64,
 }
 
 /// The state machine of a migration's source.
@@ -252,8 +218,10 @@ impl Source {
             }
         }
         match event {
+            SourceEvent::LateInput(ref found) => common.late_input_taken(found),
             SourceEvent::Throttled(counts) => return common.throttle_read(&counts),
             SourceEvent::ThrottleFailed(reason) => return common.throttle_failed(reason),
+            SourceEvent::Connected { version } => common.protocol = version,
             _ => {}
         }
         self.state = match std::mem::replace(&mut self.state, State::Moving) {
@@ -384,8 +352,9 @@ impl Source {
             State::StopAndCopy(state) => Some(state.deadline()),
             State::PostcopyPaused(state) => return state.deadline(),
             State::Recovering(state) => Some(state.deadline()),
-            State::Settling(state) => state.deadline(),
-            State::Switchover(_) | State::PostcopyActive(_) => None,
+            State::Settling(state) => state.deadline(&self.common),
+            State::PostcopyActive(_) => self.common.late.due(),
+            State::Switchover(_) => None,
         };
         let link = self.common.link.next_timer();
         Some(own.map_or(link, |own| own.min(link)))

@@ -55,7 +55,7 @@ impl Negotiating {
 
     pub(super) fn on(mut self, common: &mut Common, event: SourceEvent) -> State {
         match (event, &mut self.again) {
-            (SourceEvent::Connected, again) => {
+            (SourceEvent::Connected { .. }, again) => {
                 common.link.relinked(common.now);
                 common.enter(MigrationState::Preflight);
                 common.progress("all channels open");

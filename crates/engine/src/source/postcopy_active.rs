@@ -29,6 +29,7 @@ impl PostcopyActive {
     pub(super) fn enter(common: &mut Common, drain: Box<Drain>, marks: Marks) -> State {
         common.enter(MigrationState::PostcopyActive);
         common.act(SourceAction::Wake);
+        common.hand_on_late_input();
         State::PostcopyActive(Self { drain, marks })
     }
 
@@ -64,7 +65,10 @@ impl PostcopyActive {
                 Some(bounded_text(&format!("unexpected while pages follow the guest: {other:?}")))
             }
             SourceEvent::LinkLost(reason) | SourceEvent::PeerMisbehaved(reason) => Some(reason),
-            SourceEvent::Tick => common.watch(),
+            SourceEvent::Tick => {
+                common.look_for_late_input();
+                common.watch()
+            }
             SourceEvent::Cancel => {
                 common.decide("cancel_refused", "the guest runs at the destination");
                 None

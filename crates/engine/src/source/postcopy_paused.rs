@@ -44,7 +44,7 @@ impl PostcopyPaused {
 
     pub(super) fn on(mut self, common: &mut Common, event: SourceEvent) -> State {
         match event {
-            SourceEvent::Connected => return Recovering::begin(common, self.drain, self.marks),
+            SourceEvent::Connected { .. } => return Recovering::begin(common, self.drain, self.marks),
             SourceEvent::ConnectFailed(reason) | SourceEvent::ConnectRefused(reason) => {
                 self.retry.failed(common, &reason);
                 // A destination that has everything may have gone; then somebody else knows.
@@ -69,6 +69,6 @@ impl PostcopyPaused {
         PostcopyActive::account(common, &self.drain, &self.marks);
         common.skip_verification("the link was lost before it");
         common.release();
-        common.end(Ok(()))
+        common.end_moved()
     }
 }

@@ -85,7 +85,9 @@ impl PrecopyPaused {
 
     pub(super) fn on(mut self, common: &mut Common, event: SourceEvent) -> State {
         match &event {
-            SourceEvent::Connected => return PrecopyRecovering::begin(common, self.interrupted, self.until),
+            SourceEvent::Connected { .. } => {
+                return PrecopyRecovering::begin(common, self.interrupted, self.until);
+            }
             SourceEvent::ConnectFailed(reason) | SourceEvent::ConnectRefused(reason) => {
                 self.retry.failed(common, reason);
             }

@@ -9,8 +9,9 @@ use crate::limits::SUMMARY_TIMEOUT;
 use crate::record::{MigrationState, Verified, Verify};
 use crate::round::{Round, RoundKind};
 
-/// The guest runs at the destination. The source's copy is history: at once when nothing is to be
-/// compared, after the comparison with `verify: after`, for which its frozen RAM is kept.
+/// The guest runs at the destination. The source's RAM is history: at once when nothing is to be compared, after the
+/// comparison with `verify: after`. It is freed when the migration ends, because freeing much takes long, and what comes
+/// late for the guest must not wait for that.
 pub(super) struct Settling {
     /// Hashes on their way; `None` when nothing is compared (any more).
     hashes: Option<Round>,
@@ -18,6 +19,8 @@ pub(super) struct Settling {
     summary: bool,
     /// When to stop waiting for the summary.
     deadline: Option<Duration>,
+    /// Nothing is missing but the last late input.
+    parting: bool,
 }
 
 impl Settling {
@@ -34,11 +37,19 @@ impl Settling {
             common.release();
         }
         let deadline = (!compare).then(|| common.now + SUMMARY_TIMEOUT);
-        Box::new(Self { hashes, verified: !compare, summary, deadline }).part_when_done(common)
+        let state = Self { hashes, verified: !compare, summary, deadline, parting: false };
+        if !state.is_done() {
+            common.hand_on_late_input();
+        }
+        Box::new(state).part_when_done(common)
     }
 
-    pub(super) const fn deadline(&self) -> Option<Duration> {
-        self.deadline
+    pub(super) fn deadline(&self, common: &Common) -> Option<Duration> {
+        [self.deadline, common.late.due()].into_iter().flatten().min()
+    }
+
+    const fn is_done(&self) -> bool {
+        self.summary && self.verified
     }
 
     pub(super) fn round_mut(&mut self) -> Option<&mut Round> {
@@ -53,7 +64,16 @@ impl Settling {
     }
 
     pub(super) fn on(mut self: Box<Self>, common: &mut Common, event: SourceEvent) -> State {
+        if self.parting {
+            return match event {
+                SourceEvent::LateInput(_) => Self::part(common),
+                _ => State::Settling(self),
+            };
+        }
         match event {
+            SourceEvent::Message(ToSource::FirstPacket { us }) => {
+                common.record.first_packet_us = Some(us as f64);
+            }
             SourceEvent::Message(ToSource::Summary { wire_received, guest_gap_us }) => {
                 common.take_summary(wire_received, guest_gap_us);
                 self.summary = true;
@@ -74,6 +94,7 @@ impl Settling {
                 if self.deadline.is_some_and(|deadline| common.now >= deadline) {
                     return self.part_early(common, "the destination sent no summary");
                 }
+                common.look_for_late_input();
                 if let Some(silence) = common.watch() {
                     return self.part_early(common, &silence);
                 }
@@ -86,12 +107,19 @@ impl Settling {
         self.part_when_done(common)
     }
 
-    fn part_when_done(self: Box<Self>, common: &mut Common) -> State {
-        if self.summary && self.verified {
-            common.send(ToDestination::Goodbye);
-            return common.end(Ok(()));
+    fn part_when_done(mut self: Box<Self>, common: &mut Common) -> State {
+        if self.is_done() {
+            self.parting = common.take_late_input();
+            if !self.parting {
+                return Self::part(common);
+            }
         }
         State::Settling(self)
+    }
+
+    fn part(common: &mut Common) -> State {
+        common.send(ToDestination::Goodbye);
+        common.end_moved()
     }
 
     /// The guest has moved, whatever else was still to be said.
@@ -102,6 +130,6 @@ impl Settling {
         } else {
             common.decide("summary_skipped", reason);
         }
-        common.end(Ok(()))
+        common.end_moved()
     }
 }

@@ -4,7 +4,7 @@ use migrated_api::{MigrationList, MigrationRecord, RecoverMigration};
 
 use super::cpu::report;
 use super::output::{Output, table};
-use super::{postcopy, predicted, progress, throttle};
+use super::{network, postcopy, predicted, progress, throttle};
 use crate::client::ApiClient;
 use crate::units::{show_bit_rate, show_bytes, show_us};
 
@@ -122,6 +122,9 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
     );
     row("downtime", (down.total > 0.0).then(|| format!("{}: {}", show_us(down.total), parts.join(", "))));
     row("guest's gap", record.guest_gap_us.map(show_us));
+    rows.extend(network::rows(record));
+    let mut row =
+        |name: &str, value: Option<String>| rows.extend(value.map(|value| vec![name.to_owned(), value]));
     row(
         "memory",
         Some(format!(

@@ -5,6 +5,7 @@ mod connect;
 mod cpu;
 pub mod migrate;
 mod migration;
+mod network;
 pub mod output;
 mod plan;
 pub mod postcopy;

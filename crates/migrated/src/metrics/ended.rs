@@ -6,10 +6,10 @@ use migrated_api::{
 };
 
 use super::{
-    BYTES, DIRTY_RATE, DOWNTIME_SECONDS, ITERATIONS, MIGRATION_SECONDS, MIGRATIONS, POSTCOPY_BLOCKED_SECONDS,
-    POSTCOPY_FAULT_PART_SECONDS, POSTCOPY_FAULT_SECONDS, POSTCOPY_FAULTS, POSTCOPY_LINK_LOSSES,
-    POSTCOPY_PAGES, POSTCOPY_SECONDS, PRECOPY_LINK_LOSSES, SETUP_SECONDS, THROTTLED_SECONDS, THROUGHPUT,
-    WIRE_RATIO, role,
+    BYTES, DIRTY_RATE, DOWNTIME_SECONDS, FIRST_PACKET_SECONDS, ITERATIONS, LATE_FRAMES, MIGRATION_SECONDS,
+    MIGRATIONS, POSTCOPY_BLOCKED_SECONDS, POSTCOPY_FAULT_PART_SECONDS, POSTCOPY_FAULT_SECONDS,
+    POSTCOPY_FAULTS, POSTCOPY_LINK_LOSSES, POSTCOPY_PAGES, POSTCOPY_SECONDS, PRECOPY_LINK_LOSSES,
+    SETUP_SECONDS, THROTTLED_SECONDS, THROUGHPUT, WIRE_RATIO, role,
 };
 
 /// Counts it, with the recorder that is set.
@@ -21,7 +21,14 @@ pub fn count(record: &MigrationRecord) {
     if let Some(followed) = &record.postcopy {
         count_followed(record.role, mode, followed);
     }
+    for (fate, frames) in [("carried", record.late_frames.frames), ("dropped", record.late_frames.dropped)] {
+        counter!(LATE_FRAMES, "role" => role(record.role), "fate" => fate).increment(frames);
+    }
     if record.role != RecordRole::Source {
+        // Measured here; the source's record repeats it.
+        if let Some(us) = record.first_packet_us {
+            histogram!(FIRST_PACKET_SECONDS, "mode" => mode).record(us / 1e6);
+        }
         return;
     }
     histogram!(MIGRATION_SECONDS, "mode" => mode, "outcome" => outcome).record(record.total_ms / 1e3);
@@ -113,5 +120,39 @@ const fn mode(record: &MigrationRecord) -> &'static str {
         Mode::Postcopy => "postcopy",
         Mode::Hybrid => "hybrid",
         Mode::Auto => "auto",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migrated_api::LateFrames;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn a_guests_first_packet_is_counted_where_it_was_measured_and_late_frames_at_both_ends() {
+        let metrics = Metrics::new().unwrap();
+        let late_frames = LateFrames { frames: 5, bytes: 300, dropped: 2 };
+        let of = |role, mode| MigrationRecord {
+            role,
+            mode,
+            state: Some(MigrationState::Completed),
+            first_packet_us: Some(700.0),
+            late_frames,
+            ..MigrationRecord::default()
+        };
+        metrics.migration_ended(&of(RecordRole::Source, Mode::Hybrid));
+        metrics.migration_ended(&of(RecordRole::Destination, Mode::Precopy));
+        let text = metrics.render(&[], 0, &[], 0.0, 0);
+        for counted in [
+            "migrated_late_frames_total{role=\"source\",fate=\"carried\"} 5\n",
+            "migrated_late_frames_total{role=\"destination\",fate=\"carried\"} 5\n",
+            "migrated_late_frames_total{role=\"destination\",fate=\"dropped\"} 2\n",
+            "migrated_first_packet_seconds_count{mode=\"precopy\"} 1\n",
+        ] {
+            assert!(text.contains(counted), "{counted} is not in {text}");
+        }
+        assert!(!text.contains("migrated_first_packet_seconds_count{mode=\"hybrid\"}"));
     }
 }

@@ -11,7 +11,7 @@ use migrated_engine::destination::DestinationConfig;
 use migrated_engine::{MigrationRecord, RecordRole};
 use migrated_guest::IncomingGuest;
 use migrated_session::{
-    Clock, DestinationEnd, DestinationRemote, DestinationRequest, DestinationSession, receive,
+    Clock, DestinationEnd, DestinationRemote, DestinationRequest, DestinationSession, Observation, receive,
 };
 use migrated_tcp::{TcpTransport, TlsConfig};
 use migrated_transport::{Listener, Transport};
@@ -126,7 +126,10 @@ fn prepare(process: &Arc<Process>, plan: &IncomingPlan) -> Result<Prepared, Cont
             clock: Clock::started_before(Duration::ZERO),
             linger: LINGER,
             epochs: Box::new(Epochs(epochs)),
-            observer: Box::new(move |since| workload::gap_since(&observed, since?)),
+            observer: Box::new(move |since| Observation {
+                guest_gap_us: since.and_then(|since| workload::gap_since(&observed, since)),
+                first_packet_us: observed.first_packet().map(|time| time.as_micros() as u64),
+            }),
         },
         guest.vm().ram(),
     );

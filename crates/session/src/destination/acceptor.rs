@@ -115,11 +115,11 @@ impl Porter {
                 let inbox = self.inbox.clone();
                 thread::spawn(move || answer(sender, receiver, &inbox));
             }
-            Incoming::Control { sender, receiver, peer, .. } => {
+            Incoming::Control { sender, receiver, version, peer, .. } => {
                 tracing::info!(%peer, link, "the source has connected");
                 self.link = Some(link);
                 let events = self.events(link);
-                self.hand_on(Happening::NewLink(Box::new(NewLink { events, sender, receiver })));
+                self.hand_on(Happening::NewLink(Box::new(NewLink { events, sender, receiver, version })));
                 for (lane, (of, receiver)) in std::mem::take(&mut self.early) {
                     // Those of a link before this one are closed.
                     if of == link {

@@ -3,9 +3,12 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use migrated_engine::destination::DestinationEvent;
-use migrated_guest::{FaultStop, GuestError, IncomingGuest, PreparedPostcopy, SectionId, StateSection};
+use migrated_guest::{
+    FaultStop, Guest, GuestError, IncomingGuest, LateDelivery, LateInput, PreparedPostcopy, SectionId,
+    StateSection,
+};
 use migrated_pages::PageSet;
-use migrated_wire::{CommitOutcome, Section};
+use migrated_wire::{CommitOutcome, LateInput as OnWire, Section};
 
 use super::Shared;
 use super::faults::{self, Following};
@@ -17,6 +20,8 @@ pub(super) struct Hands<I: IncomingGuest, R> {
     pub(super) asker: Option<Sender<Option<CommitOutcome>>>,
     pub(super) committed_at: Option<Instant>,
     prepared: Option<PreparedPostcopy>,
+    /// Takes what came late for the guest to its devices, once it runs.
+    late: Option<Box<dyn LateDelivery>>,
     /// Ends the thread that reads faults.
     faults: Option<FaultStop>,
 }
@@ -29,6 +34,7 @@ impl<I: IncomingGuest, R: FnOnce(I::Running)> Hands<I, R> {
             asker: None,
             committed_at: None,
             prepared: None,
+            late: None,
             faults: None,
         }
     }
@@ -98,6 +104,7 @@ impl<I: IncomingGuest, R: FnOnce(I::Running)> Hands<I, R> {
         };
         match guest.start() {
             Ok((guest, first_run)) => {
+                self.late = Some(guest.late_delivery());
                 if let Some(running) = self.running.take() {
                     running(guest);
                 }
@@ -105,6 +112,13 @@ impl<I: IncomingGuest, R: FnOnce(I::Running)> Hands<I, R> {
                 DestinationEvent::Started(first_run.at.saturating_duration_since(since))
             }
             Err(error) => DestinationEvent::GuestFailed(error.to_string()),
+        }
+    }
+
+    /// Hands to the running guest's devices what came late for them.
+    pub(super) fn deliver(&mut self, inputs: Vec<OnWire>) {
+        if let Some(late) = &mut self.late {
+            late.deliver(inputs.into_iter().map(late_from_wire).collect());
         }
     }
 
@@ -146,4 +160,9 @@ fn from_wire(section: Section) -> StateSection {
     let Section { name, data } = section;
     let id = SectionId { kind: name.kind, instance: name.instance, version: name.version };
     StateSection { id, data: data.into() }
+}
+
+fn late_from_wire(input: OnWire) -> LateInput {
+    let OnWire { device, data } = input;
+    LateInput { device, data: data.into() }
 }

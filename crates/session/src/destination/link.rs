@@ -96,12 +96,14 @@ pub(super) struct NewLink {
     pub(super) events: LinkEvents,
     pub(super) sender: Box<dyn ControlSender>,
     pub(super) receiver: Box<dyn ControlReceiver>,
+    /// The protocol version that both ends speak.
+    pub(super) version: u16,
 }
 
 impl NewLink {
     /// Takes the place of the old link, if the engine still cares for one.
     pub(super) fn replace(self, shared: &Arc<Shared>) {
-        let Self { events, sender, receiver } = self;
+        let Self { events, sender, receiver, version } = self;
         {
             let mut engine = shared.engine.lock();
             if !super::may_relink(engine.state()) {
@@ -109,8 +111,8 @@ impl NewLink {
             }
             shared.link.number.store(events.link, Ordering::Relaxed);
             let event = match events.link {
-                0 => DestinationEvent::Connected,
-                _ => DestinationEvent::Reconnected,
+                0 => DestinationEvent::Connected { version },
+                _ => DestinationEvent::Reconnected { version },
             };
             engine.handle(shared.clock.now(), event);
         }

@@ -72,9 +72,20 @@ pub trait EpochLog: Send {
     fn record_never_ran(&mut self, epoch: u64) -> io::Result<()>;
 }
 
-/// Waits until the running guest's own clock tells its longest gap since the moment that it is given
-/// (the guest's clock when the migration began), in µs; `None` for a guest that doesn't tell.
-pub type GuestObserver = Box<dyn FnOnce(Option<u64>) -> Option<u64> + Send>;
+/// Watches the running guest until it has seen what there is to be seen; it is given the guest's clock when the migration
+/// began.
+pub type GuestObserver = Box<dyn FnOnce(Option<u64>) -> Observation + Send>;
+
+/// What was seen of a guest that has just begun to run here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// The longest gap that the guest's own clock tells since the migration began, in µs; `None` of a guest that doesn't
+    /// tell.
+    pub guest_gap_us: Option<u64>,
+    /// The time from the first KVM_RUN to the first frame that the guest sent or got, in µs; `None` of a guest without a
+    /// network.
+    pub first_packet_us: Option<u64>,
+}
 
 /// How a destination's session ended.
 #[derive(Debug)]
@@ -368,6 +379,10 @@ impl DestinationSession {
                     hands.destroy(&shared);
                     None
                 }
+                DestinationAction::Deliver(inputs) => {
+                    hands.deliver(inputs);
+                    None
+                }
                 DestinationAction::Observe => {
                     self.observe();
                     None
@@ -396,9 +411,10 @@ impl DestinationSession {
         let (shared, inbox) = (self.remote.shared.clone(), self.remote.inbox.clone());
         thread::spawn(move || {
             let clock = shared.engine.lock().guest_clock();
-            let guest_gap_us = observer(clock);
+            let Observation { guest_gap_us, first_packet_us } = observer(clock);
             let wire_received = shared.traffic.received();
-            let _ = inbox.send(Happening::Event(DestinationEvent::Observed { wire_received, guest_gap_us }));
+            let observed = DestinationEvent::Observed { wire_received, guest_gap_us, first_packet_us };
+            let _ = inbox.send(Happening::Event(observed));
         });
     }
 }

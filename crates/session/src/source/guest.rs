@@ -2,9 +2,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use migrated_engine::source::{SourceAction, SourceEvent};
-use migrated_guest::{Guest, GuestError, PausedGuest, Refused, StateSection};
+use migrated_guest::{Guest, GuestError, LateInput, PausedGuest, Refused, StateSection};
 use migrated_pages::PageSet;
-use migrated_wire::{Section, SectionName};
+use migrated_wire::{LateInput as OnWire, Section, SectionName};
 
 use super::throttle;
 
@@ -83,6 +83,10 @@ impl<G: Guest> Holder<G> {
                 Ok(guest) => (Held::Running(guest), Some(SourceEvent::Resumed)),
                 Err(Refused { guest, error }) => (Held::Paused(guest), failed(error)),
             },
+            (SourceAction::TakeLateInput { limit_bytes }, Held::Paused(mut guest)) => {
+                let found = guest.late_input(*limit_bytes).into_iter().map(late_to_wire).collect();
+                (Held::Paused(guest), Some(SourceEvent::LateInput(found)))
+            }
             (SourceAction::Retire, Held::Paused(guest)) => {
                 guest.retire();
                 (Held::Gone, None)
@@ -109,4 +113,9 @@ fn to_wire(section: StateSection) -> Section {
     let StateSection { id, data } = section;
     let name = SectionName { kind: id.kind, instance: id.instance, version: id.version };
     Section { name, data: Bytes::from(data) }
+}
+
+fn late_to_wire(input: LateInput) -> OnWire {
+    let LateInput { device, data } = input;
+    OnWire { device, data: Bytes::from(data) }
 }

@@ -38,6 +38,7 @@ pub(super) struct OpenedLink {
     sender: Box<dyn ControlSender>,
     receiver: Box<dyn ControlReceiver>,
     lanes: Vec<(Lane, Box<dyn DataSender>)>,
+    version: u16,
 }
 
 impl OpenedLink {
@@ -49,7 +50,7 @@ impl OpenedLink {
         lanes: Lanes,
     ) -> Result<Self, TransportError> {
         let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let (sender, receiver, _version) = transport.connect_control(peer, hello, deadline)?;
+        let (sender, receiver, version) = transport.connect_control(peer, hello, deadline)?;
         let urgent = lanes.urgent.then_some(Lane::Urgent);
         let lanes = (0..lanes.pages).map(Lane::Page).chain(urgent).map(|lane| {
             let role = match lane {
@@ -58,7 +59,12 @@ impl OpenedLink {
             };
             Ok((lane, transport.connect_data(peer, &Hello { role, ..*hello }, deadline)?))
         });
-        Ok(Self { sender, receiver, lanes: lanes.collect::<Result<_, TransportError>>()? })
+        Ok(Self { sender, receiver, lanes: lanes.collect::<Result<_, TransportError>>()?, version })
+    }
+
+    /// The protocol version that both ends speak.
+    pub(super) const fn version(&self) -> u16 {
+        self.version
     }
 
     /// Starts the threads: one that turns the destination's messages into events, and one for each page channel.
@@ -68,7 +74,7 @@ impl OpenedLink {
         events: &Sender<Happening>,
         ram: &GuestRam,
     ) -> SourceLink {
-        let Self { sender, mut receiver, lanes } = self;
+        let Self { sender, mut receiver, lanes, version: _ } = self;
         let mut hangups = vec![sender.hangup()];
         let mut threads = Vec::with_capacity(lanes.len() + 1);
         for (lane, sender) in lanes {
@@ -135,7 +141,8 @@ fn read(receiver: &mut dyn ControlReceiver, events: &Sender<Happening>, shared: 
 }
 
 /// Feeds a request for pages itself where it may, so that a vCPU does not wait for one more thread to wake:
-/// once the commit is on its way no action on the guest can be under way. Gives what is left for the
+/// once the commit is on its way no action on the guest can be under way but the taking of late input, beside which the
+/// engine takes requests. Gives what is left for the
 /// session's thread.
 fn take_request(shared: &Shared, message: ToSource) -> Option<SourceEvent> {
     let mut engine = shared.engine.lock();

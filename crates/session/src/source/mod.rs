@@ -213,7 +213,7 @@ impl SourceSession {
     fn connected(&self, channels: &mut Channels, opened: Result<OpenedLink, SourceEvent>) {
         match opened {
             Ok(opened) => {
-                self.feed(SourceEvent::Connected);
+                self.feed(SourceEvent::Connected { version: opened.version() });
                 channels.link = Some(opened.start(&self.remote.shared, &self.remote.events, &channels.ram));
             }
             Err(event) => self.feed(event),

@@ -1,13 +1,15 @@
 //! A guest whose RAM is real memory and whose writes come at known moments: right after each harvest, as
 //! those of a guest that runs on while its pages are read.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use migrated_guest::{
-    FirstRun, Guest, GuestError, GuestRam, IncomingGuest, PausedGuest, Refused, SectionId, StateSection,
+    FirstRun, Guest, GuestError, GuestRam, IncomingGuest, LateDelivery, LateInput, PausedGuest, Refused,
+    SectionId, StateSection,
 };
 use migrated_pages::{BlockId, PAGE_SIZE, PageRun, PageSet};
 use migrated_testkit::Rng;
@@ -64,9 +66,42 @@ pub fn contents(ram: &GuestRam) -> Vec<Vec<u8>> {
     ram.layout().ids().map(of).collect()
 }
 
+/// What comes from outside for a guest, and what of it came to it late.
+#[derive(Clone, Debug, Default)]
+pub struct Tap {
+    /// Comes once the guest is paused.
+    late: Vec<LateInput>,
+    waiting: Arc<Mutex<VecDeque<LateInput>>>,
+    delivered: Arc<Mutex<Vec<LateInput>>>,
+}
+
+impl Tap {
+    /// Frames that come once the guest is paused.
+    pub fn with(late: Vec<LateInput>) -> Self {
+        Self { late, ..Self::default() }
+    }
+
+    /// What the guest got where it came to.
+    pub fn delivered(&self) -> Vec<LateInput> {
+        self.delivered.lock().clone()
+    }
+
+    /// What nobody has taken.
+    pub fn waiting(&self) -> usize {
+        self.waiting.lock().len()
+    }
+}
+
+impl LateDelivery for Tap {
+    fn deliver(&mut self, inputs: Vec<LateInput>) {
+        self.delivered.lock().extend(inputs);
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     ram: GuestRam,
+    tap: Tap,
     runners: Arc<Runners>,
     dirty: Mutex<Option<PageSet>>,
     rng: Mutex<Rng>,
@@ -113,8 +148,8 @@ pub struct EmptyGuest {
 
 impl RunningGuest {
     /// A guest with data in about half of its pages.
-    pub fn new(pages: usize, writes_per_harvest: u64, seed: u64, runners: &Arc<Runners>) -> Self {
-        let shared = shared(pages, writes_per_harvest, seed, runners);
+    pub fn new(pages: usize, writes_per_harvest: u64, seed: u64, runners: &Arc<Runners>, tap: &Tap) -> Self {
+        let shared = shared(pages, writes_per_harvest, seed, runners, tap);
         shared.write(pages as u64);
         runners.enter();
         Self(Arc::new(shared))
@@ -122,18 +157,19 @@ impl RunningGuest {
 }
 
 impl EmptyGuest {
-    pub fn new(pages: usize, runners: &Arc<Runners>) -> Self {
+    pub fn new(pages: usize, runners: &Arc<Runners>, tap: &Tap) -> Self {
         Self {
-            shared: Arc::new(shared(pages, 0, 1, runners)),
+            shared: Arc::new(shared(pages, 0, 1, runners, tap)),
             restore_fails: false,
             restore_reads: Vec::new(),
         }
     }
 }
 
-fn shared(pages: usize, writes_per_harvest: u64, seed: u64, runners: &Arc<Runners>) -> Shared {
+fn shared(pages: usize, writes_per_harvest: u64, seed: u64, runners: &Arc<Runners>, tap: &Tap) -> Shared {
     Shared {
         ram: ram(pages),
+        tap: tap.clone(),
         runners: runners.clone(),
         dirty: Mutex::new(None),
         rng: Mutex::new(Rng::new(seed)),
@@ -171,8 +207,13 @@ impl Guest for RunningGuest {
         Ok(())
     }
 
+    fn late_delivery(&self) -> Box<dyn LateDelivery> {
+        Box::new(self.0.tap.clone())
+    }
+
     fn pause(self) -> Result<StoppedGuest, Refused<Self>> {
         self.0.runners.leave();
+        self.0.tap.waiting.lock().extend(self.0.tap.late.iter().cloned());
         Ok(StoppedGuest(self.0))
     }
 }
@@ -196,6 +237,17 @@ impl PausedGuest for StoppedGuest {
     fn resume(self) -> Result<RunningGuest, Refused<Self>> {
         self.0.runners.enter();
         Ok(RunningGuest(self.0))
+    }
+
+    fn late_input(&mut self, limit_bytes: usize) -> Vec<LateInput> {
+        let mut waiting = self.0.tap.waiting.lock();
+        let mut left = limit_bytes;
+        let mut taken = Vec::new();
+        while let Some(rest) = waiting.front().and_then(|input| left.checked_sub(input.data.len())) {
+            left = rest;
+            taken.extend(waiting.pop_front());
+        }
+        taken
     }
 
     fn retire(self) {}

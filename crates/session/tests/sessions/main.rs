@@ -1,6 +1,7 @@
 //! Both sessions with real threads and real memory, over the in-memory transport and TCP.
 
 mod guest;
+mod late;
 mod postcopy;
 mod precopy;
 mod relay;

@@ -14,8 +14,8 @@ use migrated_engine::{Limits, MigrationRecord, Mode};
 use migrated_guest::{Guest, IncomingGuest};
 use migrated_pages::PageRun;
 use migrated_session::{
-    Clock, DestinationEnd, DestinationRemote, DestinationRequest, EpochLog, SourceEnd, SourceRemote,
-    SourceRequest, receive, send,
+    Clock, DestinationEnd, DestinationRemote, DestinationRequest, EpochLog, Observation, SourceEnd,
+    SourceRemote, SourceRequest, receive, send,
 };
 use migrated_tcp::TcpTransport;
 use migrated_transport::memory::{Cut, MemoryTransport};
@@ -27,7 +27,7 @@ use migrated_wire::{
 };
 use parking_lot::Mutex;
 
-use crate::guest::{EmptyGuest, Runners, RunningGuest, contents, section};
+use crate::guest::{EmptyGuest, Runners, RunningGuest, Tap, contents, section};
 use crate::relay::Relay;
 use crate::vcpus::{Vcpus, Writes};
 
@@ -67,6 +67,7 @@ pub struct Case {
     pub restore_fails: bool,
     pub record_fails: bool,
     pub destination_epoch: u64,
+    pub tap: Tap,
 }
 
 impl Default for Case {
@@ -87,6 +88,7 @@ impl Default for Case {
             restore_fails: false,
             record_fails: false,
             destination_epoch: EPOCH,
+            tap: Tap::default(),
         }
     }
 }
@@ -222,8 +224,8 @@ pub fn migrate(case: &Case, meanwhile: impl FnOnce(&SourceRemote, &DestinationRe
 /// As [`migrate`].
 pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
     let runners = Arc::new(Runners::default());
-    let guest = RunningGuest::new(case.pages, case.writes_per_harvest, 42, &runners);
-    let mut empty = EmptyGuest::new(case.pages, &runners);
+    let guest = RunningGuest::new(case.pages, case.writes_per_harvest, 42, &runners, &case.tap);
+    let mut empty = EmptyGuest::new(case.pages, &runners, &case.tap);
     empty.restore_fails = case.restore_fails;
     empty.restore_reads.clone_from(&case.restore_reads);
     let identity = GuestIdentity {
@@ -268,7 +270,7 @@ pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
         clock,
         linger: Duration::from_secs(1),
         epochs: Box::new(epochs),
-        observer: Box::new(|_| Some(7)),
+        observer: Box::new(|_| Observation { guest_gap_us: Some(7), first_packet_us: Some(3) }),
     };
     let (receiving, destination_remote) = receive(request, empty.ram());
     let config = SourceConfig {

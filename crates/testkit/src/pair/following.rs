@@ -6,6 +6,7 @@ use std::time::Duration;
 use migrated_engine::destination::{Arrived, DestinationEvent, FaultAnswer};
 use migrated_engine::source::SourceEvent;
 use migrated_pages::{BlockId, PageRun, PageSet};
+use migrated_wire::PROTOCOL;
 
 use super::Pair;
 use super::link::{Channel, Happening};
@@ -263,14 +264,14 @@ impl Pair {
         self.link.restore();
         self.forget_sent();
         self.leading.forget_waiting();
-        self.feed_destination(DestinationEvent::Reconnected)?;
+        self.feed_destination(DestinationEvent::Reconnected { version: PROTOCOL.max })?;
         if self.rng.below(8) == 0 {
             let closed = DestinationEvent::LinkLost("closed by the source".into());
             self.link.send(Channel::ToDestination, Duration::ZERO, Happening::Destination(closed));
             self.link.close();
             return self.feed_source(SourceEvent::ConnectFailed("a page channel was refused".into()));
         }
-        self.feed_source(SourceEvent::Connected)?;
+        self.feed_source(SourceEvent::Connected { version: PROTOCOL.max })?;
         self.wake_channels();
         Ok(())
     }

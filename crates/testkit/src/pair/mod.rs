@@ -6,6 +6,7 @@
 //! always hold: no two copies run, and a copy that starts is the copy that was paused.
 
 mod following;
+mod late;
 mod leading;
 mod link;
 mod scenario;
@@ -18,11 +19,12 @@ use migrated_engine::destination::{Destination, DestinationConfig, DestinationEv
 use migrated_engine::source::{Source, SourceConfig, SourceEvent};
 use migrated_engine::{MigrationRecord, MigrationState, policy_for};
 use migrated_pages::{BlockId, PageSet, RamBlock, RamLayout};
-use migrated_wire::{CommitOutcome, GuestIdentity, SectionName};
+use migrated_wire::{CommitOutcome, GuestIdentity, PROTOCOL, SectionName};
 
 use crate::guest::FakeGuest;
 use crate::rng::Rng;
 use following::Following;
+use late::Late;
 use leading::Leading;
 use link::{End, Happening, Link};
 pub use scenario::{Fault, GuestOperation, Scenario};
@@ -40,6 +42,7 @@ pub struct Pair {
     source_guest: Option<FakeGuest>,
     destination_guest: FakeGuest,
     throttle: Throttle,
+    late: Late,
     /// The source's guest as it was when it was last paused.
     paused: Option<FakeGuest>,
     destination_alive: bool,
@@ -72,6 +75,8 @@ pub struct Ending {
     pub runs_at_destination: bool,
     /// Whether it ever did.
     pub ever_ran_at_destination: bool,
+    /// Frames that came to the source while the guest was paused and that it saw at the destination.
+    pub late_frames: u64,
 }
 
 const EPOCH: u64 = 7;
@@ -122,8 +127,9 @@ impl Pair {
         for channel in 0..scenario.channels {
             link.at(Duration::ZERO, Happening::ChannelFree(channel));
         }
-        link.at(Duration::ZERO, Happening::Source(SourceEvent::Connected));
-        link.at(Duration::ZERO, Happening::Destination(DestinationEvent::Connected));
+        let version = PROTOCOL.max;
+        link.at(Duration::ZERO, Happening::Source(SourceEvent::Connected { version }));
+        link.at(Duration::ZERO, Happening::Destination(DestinationEvent::Connected { version }));
         link.at(Duration::ZERO, Happening::GuestWrites);
         for fault in &scenario.faults {
             if let Some((when, happening)) = fault.scheduled() {
@@ -144,6 +150,7 @@ impl Pair {
             destination_guest: FakeGuest::empty(guest.layout().clone()),
             source_guest: Some(guest),
             throttle: Throttle::default(),
+            late: Late::new(scenario.seed),
             paused: None,
             destination_alive: true,
             committed: None,
@@ -180,6 +187,7 @@ impl Pair {
             source_guest: self.source_guest,
             runs_at_destination: self.destination_alive && self.destination_guest.is_running(),
             ever_ran_at_destination: self.ever_ran_at_destination,
+            late_frames: self.late.delivered(),
         })
     }
 
@@ -279,6 +287,7 @@ impl Pair {
     /// The guest writes a few random pages now and then, as long as it runs anywhere.
     fn guest_writes(&mut self) {
         self.guest_writes_now();
+        self.frames_arrive();
         let over = self.source.outcome().is_some();
         if !over {
             // Without a link nothing else happens, for up to seconds.

@@ -96,6 +96,7 @@ impl Pair {
                     return Err("the source resumed a guest that ran at the destination".into());
                 }
                 self.source_guest()?.set_running(true);
+                self.read_frames();
                 return Ok(Some(SourceEvent::Resumed));
             }
             SourceAction::Throttle(order) => {
@@ -107,6 +108,10 @@ impl Pair {
             }
             SourceAction::ReadThrottle => return Ok(Some(SourceEvent::Throttled(self.throttle.counts()))),
             SourceAction::StopTracking => self.source_guest()?.track(false),
+            SourceAction::TakeLateInput { limit_bytes } => {
+                let found = self.take_late_input(limit_bytes)?;
+                return Ok(Some(SourceEvent::LateInput(found)));
+            }
             SourceAction::Retire => {
                 if !self.absent().is_empty() {
                     return Err("a guest was retired though pages are missing at the destination".into());
@@ -306,8 +311,13 @@ impl Pair {
                     return Err("a guest that runs at the destination was destroyed".into());
                 }
             }
+            DestinationAction::Deliver(inputs) => self.deliver_late_input(&inputs)?,
             DestinationAction::Observe => {
-                return Ok(Some(DestinationEvent::Observed { wire_received: 1, guest_gap_us: Some(1) }));
+                return Ok(Some(DestinationEvent::Observed {
+                    wire_received: 1,
+                    guest_gap_us: Some(1),
+                    first_packet_us: Some(2),
+                }));
             }
             DestinationAction::Answer(outcome) => {
                 let delay = self.delay();
