@@ -143,8 +143,8 @@ impl Vm {
     /// The time from the guest's first KVM_RUN here to the first frame that it sent or got; `None` while there was none,
     /// as of a guest without a network.
     #[must_use]
-    pub const fn first_packet(&self) -> Option<std::time::Duration> {
-        None
+    pub fn first_packet(&self) -> Option<std::time::Duration> {
+        self.machine.hardware.devices.as_ref()?.cards().first_packet()
     }
 
     /// Calls `hook` once when the guest ends by itself, at once if it has: on the thread of a vCPU, so it
@@ -238,7 +238,7 @@ impl Machine {
             .map_err(|source| VmmError::Kvm { operation: "mapping a vCPU's page", source })?;
         let features = Features::probe(&host, &vm, &vcpus[0], cpu.tsc_khz)?;
         let memory = DeviceMemory::new(ram.memory().clone(), vmm_writes.clone());
-        let devices = Devices::new(&config.devices, &vm, memory)?;
+        let devices = Devices::new(&config.networks, &config.devices, &vm, memory)?;
         let workers = devices.as_ref().map(Devices::gate_workers).unwrap_or_default();
         let gate = Arc::new(Gate::new(kickers, workers));
         let throttler = Throttler::new(&vm, &vcpus, gate.clone())?;

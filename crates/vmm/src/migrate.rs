@@ -1,8 +1,8 @@
 //! A VM as a migration sees it: three types for running, paused and incoming.
 
 use migrated_guest::{
-    FirstRun, Guest, GuestError, GuestRam, IncomingGuest, PausedGuest, PostcopyRam, PreparedPostcopy,
-    Refused, SectionId, StateSection, Throttle, Throttled,
+    FirstRun, Guest, GuestError, GuestRam, IncomingGuest, LateDelivery, LateInput, NoDelivery, PausedGuest,
+    PostcopyRam, PreparedPostcopy, Refused, SectionId, StateSection, Throttle, Throttled,
 };
 use migrated_pages::PageSet;
 use thiserror::Error;
@@ -127,6 +127,13 @@ impl Guest for RunningVm {
         Some(self.vm().machine.throttler.throttled())
     }
 
+    fn late_delivery(&self) -> Box<dyn LateDelivery> {
+        match &self.vm().machine.hardware.devices {
+            Some(devices) => Box::new(devices.cards().clone()),
+            None => Box::new(NoDelivery),
+        }
+    }
+
     fn pause(self) -> Result<PausedVm, Refused<Self>> {
         match self.vm().machine.gate.migration_pause() {
             Ok(()) => {
@@ -160,6 +167,11 @@ impl PausedGuest for PausedVm {
             Ok(()) => Ok(RunningVm { claim: Claim { vm: Some(self.vm) } }),
             Err(error) => Err(Refused { guest: self, error }),
         }
+    }
+
+    fn late_input(&mut self, limit_bytes: usize) -> Vec<LateInput> {
+        let devices = self.vm.machine.hardware.devices.as_ref();
+        devices.map_or_else(Vec::new, |devices| devices.cards().late_input(limit_bytes))
     }
 
     fn retire(self) {

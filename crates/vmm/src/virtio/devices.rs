@@ -4,13 +4,14 @@ use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VmFd;
 
+use super::net::{Cards, Net};
 use super::pci::VirtioPci;
 use super::rng::Rng;
 use super::worker::Worker;
 use super::{DeviceMemory, VirtioDevice};
 use crate::gate::{Gate, GateWorker};
 use crate::pci::{PciBus, PciFunction};
-use crate::{DeviceConfig, VmmError};
+use crate::{DeviceConfig, NetworkConfig, VmmError};
 
 /// Makes the device that a VM was configured with.
 ///
@@ -27,6 +28,7 @@ pub(crate) struct Devices {
     bus: Arc<PciBus>,
     /// From slot 1 on.
     pub(super) functions: Vec<Arc<VirtioPci>>,
+    cards: Cards,
 }
 
 impl fmt::Debug for Devices {
@@ -36,20 +38,35 @@ impl fmt::Debug for Devices {
 }
 
 impl Devices {
-    /// Makes them; `None` for a VM without devices, which has no bus either.
+    /// Makes them, network cards first, so that these keep their places whatever else a guest has; `None` for a VM
+    /// without devices, which has no bus either.
     ///
     /// # Errors
     /// [`VmmError`] says what the host lacks.
     pub(crate) fn new(
-        configs: &[DeviceConfig],
+        networks: &[NetworkConfig],
+        others: &[DeviceConfig],
         vm: &Arc<VmFd>,
         memory: DeviceMemory,
     ) -> Result<Option<Self>, VmmError> {
-        if configs.len() > PciBus::DEVICES {
-            return Err(VmmError::Devices { wanted: configs.len(), max: PciBus::DEVICES });
+        let wanted = networks.len() + others.len();
+        if wanted > PciBus::DEVICES {
+            return Err(VmmError::Devices { wanted, max: PciBus::DEVICES });
         }
-        let devices = configs.iter().map(make).collect::<Result<Vec<_>, _>>()?;
-        if devices.is_empty() { Ok(None) } else { Self::on_bus(devices, vm, memory).map(Some) }
+        let mut cards = Cards::default();
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        for (slot, network) in (1..).zip(networks) {
+            let net = Net::open(network)?;
+            cards.add(slot, net.handle());
+            devices.push(Box::new(net));
+        }
+        for other in others {
+            devices.push(make(other)?);
+        }
+        if devices.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Self { cards, ..Self::on_bus(devices, vm, memory)? }))
     }
 
     /// Puts devices on a bus, in the slots from 1 on.
@@ -64,11 +81,16 @@ impl Devices {
         let functions = (1..).zip(devices).map(function).collect::<Result<Vec<_>, _>>();
         let functions = functions.map_err(VmmError::Descriptors)?;
         let bus = PciBus::new(functions.iter().map(|function| function.clone() as Arc<dyn PciFunction>));
-        Ok(Self { bus: Arc::new(bus), functions })
+        Ok(Self { bus: Arc::new(bus), functions, cards: Cards::default() })
     }
 
     pub(crate) fn bus(&self) -> &Arc<PciBus> {
         &self.bus
+    }
+
+    /// Its network cards.
+    pub(crate) fn cards(&self) -> &Cards {
+        &self.cards
     }
 
     /// The devices, each with its slot.

@@ -12,6 +12,7 @@
 
 mod addresses;
 mod announce;
+mod cards;
 mod control;
 mod frames;
 mod handle;
@@ -42,6 +43,7 @@ use super::{DeviceError, DeviceKind, Queues, Served, VirtioDevice, Watched};
 use crate::NetworkConfig;
 use addresses::Addresses;
 use announce::Announcer;
+pub(crate) use cards::Cards;
 pub(crate) use handle::NetHandle;
 use header::{from_guest, to_guest};
 use link::Link;

@@ -1,4 +1,4 @@
-mod bench;
+pub(super) mod bench;
 mod bridge;
 mod hostile;
 mod moving;
