@@ -18,8 +18,10 @@ const PERIOD: Duration = Duration::from_millis(10);
 pub struct Caller {
     stop: Sender<()>,
     asking: JoinHandle<io::Result<()>>,
-    reading: JoinHandle<io::Result<()>>,
+    reading: JoinHandle<()>,
     calls: Arc<Mutex<Vec<Call>>>,
+    /// Why no more answers come.
+    broken: Arc<Mutex<Option<io::Error>>>,
 }
 
 /// A request, and its answer if that has come.
@@ -70,20 +72,11 @@ impl Caller {
         let (stop, stopped) = mpsc::channel();
         let calls = Arc::new(Mutex::new(Vec::<Call>::new()));
         let (mut reader, known) = (stream.try_clone().unwrap(), Arc::clone(&calls));
+        let broken = Arc::new(Mutex::new(None));
+        let breaks = Arc::clone(&broken);
         let reading = thread::spawn(move || {
-            for number in 0.. {
-                let answer = match Answer::read(&mut reader) {
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                    answer => answer?,
-                };
-                let mut calls = known.lock().unwrap();
-                let call = &mut calls[number];
-                if !answer.answers(call.request) {
-                    return Err(io::Error::other(format!("{answer:?} to {call:?}")));
-                }
-                call.answered = Some(Answered { at: Instant::now(), answer });
-            }
-            Ok(())
+            let ended = read_answers(&mut reader, &known);
+            *breaks.lock().unwrap() = ended.err();
         });
         let known = Arc::clone(&calls);
         let asking = thread::spawn(move || {
@@ -99,7 +92,7 @@ impl Caller {
             // The guest answers what is on its way and then closes, too.
             stream.shutdown(std::net::Shutdown::Write)
         });
-        let caller = Self { stop, asking, reading, calls };
+        let caller = Self { stop, asking, reading, calls, broken };
         caller.await_answers_to_what_is_asked_now();
         caller
     }
@@ -109,7 +102,9 @@ impl Caller {
     pub fn await_answers_to_what_is_asked_now(&self) {
         let now = Instant::now();
         wait_until("the guest answers", PATIENCE, || {
-            assert!(!self.reading.is_finished() && !self.asking.is_finished(), "the connection broke");
+            if let Some(error) = &*self.broken.lock().unwrap() {
+                panic!("the connection broke: {error}");
+            }
             let calls = self.calls.lock().unwrap();
             calls
                 .iter()
@@ -153,10 +148,27 @@ impl Caller {
     pub fn finish(self) {
         self.stop.send(()).unwrap();
         self.asking.join().unwrap().unwrap();
-        self.reading.join().unwrap().unwrap();
+        self.reading.join().unwrap();
+        assert!(self.broken.lock().unwrap().is_none(), "the connection broke: {:?}", self.broken);
         for call in self.calls.lock().unwrap().clone() {
             let answered = call.answered.unwrap_or_else(|| panic!("unanswered: {call:?}"));
             assert_eq!(answered.answer.clocks.backward_ns, 0, "a clock went back: {call:?}");
         }
     }
+}
+
+/// Notes the answers to all calls, until the stream ends. An error when one is wrong or none comes.
+fn read_answers(stream: &mut TcpStream, calls: &Mutex<Vec<Call>>) -> io::Result<()> {
+    for number in 0.. {
+        let answer = match Answer::read(stream) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            answer => answer?,
+        };
+        let call = &mut calls.lock().unwrap()[number];
+        if !answer.answers(call.request) {
+            return Err(io::Error::other(format!("{answer:?} to {call:?}")));
+        }
+        call.answered = Some(Answered { at: Instant::now(), answer });
+    }
+    Ok(())
 }
