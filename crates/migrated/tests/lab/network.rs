@@ -3,6 +3,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use hyper::Method;
+use migrated_api::VmList;
 use tempfile::TempDir;
 
 use crate::host::Host;
@@ -85,6 +87,29 @@ impl Network {
                 "tc",
                 &["qdisc", "add", "dev", port, "root", "netem", "delay", "10ms", "loss", "1%"],
             );
+        }
+    }
+}
+
+impl Drop for Network {
+    /// What the guests said before a test failed.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for host in [&self.a, &self.b] {
+            // A second panic would hide the first.
+            let Ok(listed) = host.api.call(Method::GET, "/v1/vms", Vec::new()) else { continue };
+            for vm in serde_json::from_slice::<VmList>(&listed.body).into_iter().flat_map(|list| list.vms) {
+                let console = host.run(&["vm", "console", &vm.name]).stdout;
+                eprintln!(
+                    "--- console of {} on {}, {}\n{}",
+                    vm.name,
+                    host.name,
+                    vm.state,
+                    String::from_utf8_lossy(&console)
+                );
+            }
         }
     }
 }
