@@ -9,7 +9,7 @@
 mod chips;
 mod cpu_part;
 pub(crate) mod msrs;
-mod section;
+pub(crate) mod section;
 mod time;
 
 use std::sync::Arc;

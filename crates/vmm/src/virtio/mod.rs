@@ -4,6 +4,8 @@
 //! finds it. It writes guest RAM through [`DeviceMemory`] alone, so that no write escapes a migration, and it is
 //! called on one thread at a time, never while the guest is paused.
 
+mod balloon;
+mod console;
 mod device;
 mod queues;
 #[cfg(test)]
@@ -12,6 +14,9 @@ pub(crate) mod testing;
 use migrated_guest::VmmWrites;
 use migrated_kernel::MarkedMemory;
 
+pub use balloon::BalloonStatus;
+pub(crate) use balloon::{Balloon, BalloonControl, FreePages};
+pub(crate) use console::AgentConsole;
 pub(crate) use device::{DeviceError, DeviceKind, Served, VirtioDevice, Watched};
 pub(crate) use queues::{Chain, Interrupts, Queues};
 
