@@ -41,4 +41,15 @@ pub enum GuestError {
         /// How long was waited, in ms.
         waited_ms: u64,
     },
+    /// A device's worker was not done in time.
+    #[error(
+        "device {device} did not stop within {waited_ms} ms; look for what its thread of that name waits for, \
+         such as pages that a lost link should bring"
+    )]
+    StuckDevice {
+        /// The device's name and slot.
+        device: String,
+        /// How long was waited, in ms.
+        waited_ms: u64,
+    },
 }

@@ -3,12 +3,14 @@
 //!
 //! [`MemorySlots`] owns a VM's memory slots and reads and clears their dirty log; [`DirtyRingVm`] and
 //! [`DirtyRing`] are KVM's other way of saying which pages were written. [`Userfaultfd`] lets a guest wait for
-//! pages that come later. [`MarkedMemory`] is guest memory as devices write it. [`VcpuStats`] and [`ThreadClock`] tell what a vCPU has done without asking it.
+//! pages that come later. [`MarkedMemory`] is guest memory as devices write it. [`Event`] is an eventfd for KVM and poll(2).
+//! [`VcpuStats`] and [`ThreadClock`] tell what a vCPU has done without asking it.
 
 mod advice;
 mod dirty_log;
 mod dirty_ring;
 mod error;
+mod event;
 mod guest_permission;
 mod marked_memory;
 mod memory_slots;
@@ -21,6 +23,7 @@ pub use advice::{MemoryAdvice, advise};
 pub use dirty_log::{ManualProtect, PAGES_PER_WORD};
 pub use dirty_ring::{DirtyGfn, DirtyRing, DirtyRingVm, RingOverrun};
 pub use error::KvmError;
+pub use event::Event;
 pub use guest_permission::permit_guest_amx;
 pub use kvm_ioctls::{VcpuFd, VmFd};
 pub use marked_memory::{MarkedMemory, Marks, WriteLog};

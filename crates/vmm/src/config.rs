@@ -23,6 +23,8 @@ pub struct VmConfig {
     pub cpu: Option<GuestCpu>,
     /// File that the console's last bytes are kept in, so that they outlive this process.
     pub console: Option<File>,
+    /// Devices in the slots of the PCI bus, from slot 1 on. A VM without any has no bus either.
+    pub devices: Vec<DeviceConfig>,
 }
 
 impl VmConfig {
@@ -39,8 +41,17 @@ impl VmConfig {
             tracking: TrackerKind::Log,
             cpu: None,
             console: None,
+            devices: Vec::new(),
         }
     }
+}
+
+/// A device that a VM has. A guest keeps its devices, and their order, for life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceConfig {
+    /// virtio-rng: entropy of the host's.
+    Rng,
 }
 
 /// What backs guest RAM on the host.

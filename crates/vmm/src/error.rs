@@ -50,6 +50,17 @@ pub enum VmmError {
         /// The limit: KVM_CAP_MAX_VCPUS, or that of APIC ids.
         max: u32,
     },
+    /// More devices than the bus has slots for.
+    #[error("{wanted} devices asked for; a VM here has at most {max}")]
+    Devices {
+        /// What was asked for.
+        wanted: usize,
+        /// Slots for devices.
+        max: usize,
+    },
+    /// No eventfd could be had.
+    #[error("a device's events could not be made: {0}; raise the limit of open files (ulimit -n)")]
+    Descriptors(#[source] io::Error),
     /// The RAM can't be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -77,8 +88,10 @@ pub enum VmmError {
     /// KVM refused a call, and what that means is known.
     #[error(transparent)]
     Kernel(#[from] KvmError),
-    /// A vCPU's thread could not be started.
-    #[error("a vCPU's thread could not be started: {0}; raise the limit of threads (ulimit -u, pids.max)")]
+    /// A thread of a vCPU's or a device's could not be started.
+    #[error(
+        "a thread of the guest's could not be started: {0}; raise the limit of threads (ulimit -u, pids.max)"
+    )]
     Thread(#[source] io::Error),
 }
 

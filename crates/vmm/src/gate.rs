@@ -1,14 +1,17 @@
-//! Who may run vCPUs, and when none does.
+//! Who may run vCPUs and serve devices, and when nobody does.
 //!
 //! Several parties want a guest stopped for reasons of their own: its owner, a migration, the guest
 //! itself by having crashed. Each has its own flag, and vCPUs run only when nobody objects. So a
 //! migration that fails can't start a guest that its owner paused meanwhile, and no request of an
 //! owner can start one that a migration holds or has given away.
 //!
+//! Devices write RAM as vCPUs do, so their workers pass the gate, too: when it is shut, neither touches it.
+//!
 //! A throttle may besides make a single vCPU rest for a moment. A resting vCPU has left the guest, so a pause need
 //! not wait for it; and it rests until a moment, not until it is called, so that no failure can leave it there.
 
 mod rest;
+mod workers;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -18,6 +21,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::vcpu::Kicker;
 use rest::Rest;
+pub(crate) use workers::GateWorker;
 
 /// How long a vCPU may take to leave guest mode. Ordinary is well under a millisecond; a host that is
 /// swapping may take a while.
@@ -84,6 +88,8 @@ struct State {
     objections: Objections,
     /// For each vCPU, whether its thread may be in guest mode.
     inside: Vec<bool>,
+    /// The workers of devices, and whether they are inside.
+    workers: Vec<GateWorker>,
     /// For each vCPU, when it may run again and how long it has been made to wait for that.
     rests: Vec<Rest>,
     first_run: Option<Instant>,
@@ -98,7 +104,7 @@ pub(crate) struct Gate {
     state: Mutex<State>,
     /// Somebody objects, or no longer does.
     permission: Condvar,
-    /// A vCPU went in or came out.
+    /// A vCPU or a worker went in or came out.
     passed: Condvar,
     /// Held by whoever is changing what may run, so that pauses and resumes don't interleave.
     transition: Mutex<()>,
@@ -113,12 +119,12 @@ impl fmt::Debug for Gate {
 
 impl Gate {
     /// A gate that is shut until [`Gate::start`].
-    pub(crate) fn new(kickers: Vec<Kicker>) -> Self {
+    pub(crate) fn new(kickers: Vec<Kicker>, workers: Vec<GateWorker>) -> Self {
         let objections = Objections { not_started: true, ..Objections::default() };
         let inside = vec![false; kickers.len()];
         let rests = vec![Rest::default(); kickers.len()];
         Self {
-            state: Mutex::new(State { objections, inside, rests, ..State::default() }),
+            state: Mutex::new(State { objections, inside, workers, rests, ..State::default() }),
             permission: Condvar::new(),
             passed: Condvar::new(),
             transition: Mutex::new(()),
@@ -169,6 +175,27 @@ impl Gate {
     /// The vCPU is out of the guest.
     pub(crate) fn leave(&self, vcpu: usize) {
         self.state.lock().inside[vcpu] = false;
+        self.passed.notify_all();
+    }
+
+    // What a device's worker calls.
+
+    /// Waits until the guest may run; `false` when the worker must end.
+    pub(crate) fn enter_worker(&self, worker: usize) -> bool {
+        let mut state = self.state.lock();
+        while !state.objections.none() {
+            if state.objections.closing {
+                return false;
+            }
+            self.permission.wait(&mut state);
+        }
+        state.workers[worker].inside = true;
+        true
+    }
+
+    /// The worker touches nothing of the guest's any more.
+    pub(crate) fn leave_worker(&self, worker: usize) {
+        self.state.lock().workers[worker].inside = false;
         self.passed.notify_all();
     }
 
@@ -234,7 +261,7 @@ impl Gate {
         let _transition = self.transition.lock();
         let mut state = self.usable()?;
         state.objections.not_started = false;
-        self.permission.notify_all();
+        self.let_in(&state);
         if !state.objections.none() {
             return Ok(Instant::now());
         }
@@ -276,8 +303,10 @@ impl Gate {
 
     /// Tells all threads to end: none of them enters the guest again.
     pub(crate) fn close(&self) {
-        self.state.lock().objections.closing = true;
-        self.permission.notify_all();
+        let mut state = self.state.lock();
+        state.objections.closing = true;
+        self.let_in(&state);
+        drop(state);
         self.kickers.iter().for_each(Kicker::kick);
     }
 
@@ -333,7 +362,7 @@ impl Gate {
         stopped
     }
 
-    /// Kicks all vCPUs first, then waits for all: their ways out overlap.
+    /// Kicks all vCPUs first, then waits for all: their ways out overlap. Workers need no kick.
     fn stop_all(&self, state: &mut MutexGuard<'_, State>) -> Result<(), GuestError> {
         for (vcpu, kicker) in self.kickers.iter().enumerate() {
             if state.inside[vcpu] {
@@ -344,6 +373,12 @@ impl Gate {
         while let Some(vcpu) = state.inside.iter().position(|inside| *inside) {
             if self.passed.wait_until(state, deadline).timed_out() && state.inside[vcpu] {
                 return Err(stuck(vcpu));
+            }
+        }
+        while let Some(worker) = state.workers.iter().position(|worker| worker.inside) {
+            if self.passed.wait_until(state, deadline).timed_out() && state.workers[worker].inside {
+                let device = state.workers[worker].name.clone();
+                return Err(GuestError::StuckDevice { device, waited_ms: STOP_DEADLINE.as_millis() as u64 });
             }
         }
         Ok(())
@@ -357,8 +392,14 @@ impl Gate {
             let held = state.held_since.take().map_or(Duration::ZERO, |since| since.elapsed());
             state.held += held;
         }
-        self.permission.notify_all();
+        self.let_in(&state);
         Ok(())
+    }
+
+    /// Whoever is outside looks again whether it may or must do something.
+    fn let_in(&self, state: &State) {
+        self.permission.notify_all();
+        state.workers.iter().for_each(GateWorker::wake);
     }
 
     /// How long all vCPUs together were kept from running by an owner's pause or a migration.

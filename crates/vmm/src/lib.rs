@@ -1,8 +1,8 @@
 //! The KVM guest: RAM, vCPU threads, boot, devices, and its state as a migration needs it.
 //!
 //! A [`Vm`] is made by [`Vm::create`] or arrives through [`Vm::incoming`]; [`Vm::outgoing`] hands it to a
-//! migration. `memory` says where RAM lies, `vcpu` runs guest code once `gate` lets it, `ports` and
-//! `serial` answer its I/O, `state` turns all of it into sections and back.
+//! migration. `memory` says where RAM lies, `vcpu` runs guest code once `gate` lets it, `ports`,
+//! `serial`, `pci` and `virtio` answer its I/O, `state` turns all of it into sections and back.
 
 pub mod boot;
 mod config;
@@ -11,9 +11,11 @@ mod cpu;
 mod error;
 mod gate;
 mod host;
+mod layout;
 mod machine;
 mod memory;
 mod migrate;
+mod pci;
 mod ports;
 mod serial;
 mod state;
@@ -22,7 +24,7 @@ mod vcpu;
 mod virtio;
 pub mod workload;
 
-pub use config::{MemoryBacking, VmConfig};
+pub use config::{DeviceConfig, MemoryBacking, VmConfig};
 pub use console::{CONSOLE_CAPACITY, Console};
 pub use cpu::{CpuDifference, CpuError, cpu_differences};
 pub use error::VmmError;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state};
 use kvm_ioctls::VcpuFd;
@@ -23,6 +24,7 @@ use crate::serial::SerialPort;
 use crate::state::{self, Features, Hardware};
 use crate::throttle::Throttler;
 use crate::vcpu::{self, Kicker, Vcpu};
+use crate::virtio::{DeviceMemory, Devices};
 use crate::workload::{self, WorkloadCounters};
 use crate::{Console, HostKvm, VmConfig, VmmError, cpu, host, memory};
 
@@ -47,6 +49,8 @@ pub(crate) struct Machine {
     vmm_writes: VmmWrites,
     console: Arc<Console>,
     cpu: GuestCpu,
+    /// Threads that serve devices.
+    workers: Vec<JoinHandle<()>>,
     /// After the vCPUs and the tracker, which use the memory.
     _slots: Arc<MemorySlots>,
 }
@@ -226,12 +230,15 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|source| VmmError::Kvm { operation: "mapping a vCPU's page", source })?;
         let features = Features::probe(&host, &vm, &vcpus[0], cpu.tsc_khz)?;
-        let gate = Arc::new(Gate::new(kickers));
+        let memory = DeviceMemory::new(ram.memory().clone(), vmm_writes.clone());
+        let devices = Devices::new(&config.devices, &vm, memory)?;
+        let workers = devices.as_ref().map(Devices::gate_workers).unwrap_or_default();
+        let gate = Arc::new(Gate::new(kickers, workers));
         let throttler = Throttler::new(&vm, &vcpus, gate.clone())?;
         let serial = Arc::new(SerialPort::new(vm.clone(), console.clone()));
-        let machine = Self {
+        let mut machine = Self {
             name: config.name,
-            hardware: Hardware { vm, vcpus, serial, features },
+            hardware: Hardware { vm, vcpus, serial, devices, features },
             gate,
             ram,
             tracker: Mutex::new(tracker),
@@ -241,12 +248,17 @@ impl Machine {
             vmm_writes,
             console,
             cpu,
+            workers: Vec::new(),
             _slots: slots,
         };
-        let ports = Arc::new(Ports::new(machine.hardware.serial.clone()));
+        let pci = machine.hardware.devices.as_ref().map(|devices| devices.bus().clone());
+        let ports = Arc::new(Ports::new(machine.hardware.serial.clone(), pci.clone()));
         for (index, vcpu) in machine.hardware.vcpus.iter().enumerate() {
-            let exits = vcpu::Exits { ports: ports.clone(), ring_full: ring_full.clone() };
+            let exits = vcpu::Exits { ports: ports.clone(), pci: pci.clone(), ring_full: ring_full.clone() };
             vcpu::spawn(&machine.name, index, vcpu.clone(), machine.gate.clone(), exits)?;
+        }
+        if let Some(devices) = &machine.hardware.devices {
+            machine.workers = devices.spawn_workers(&machine.name, &machine.gate)?;
         }
         Ok(machine)
     }
@@ -255,11 +267,14 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.gate.close();
-        // vCPUs that wait for a page in the middle of an instruction leave only when it comes.
+        // Who waits for a page in the middle of an instruction or a request leaves only when it comes.
         if let Some(Err(error)) = self.watched.get().map(WatchedRam::abandon) {
             tracing::error!("RAM can't be let go, and vCPUs may wait for it: {error}");
         }
         self.gate.join();
+        if self.workers.drain(..).filter_map(|worker| worker.join().err()).count() > 0 {
+            tracing::error!("a device's worker panicked");
+        }
     }
 }
 

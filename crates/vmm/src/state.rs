@@ -8,6 +8,7 @@
 
 mod chips;
 mod cpu_part;
+mod devices;
 pub(crate) mod msrs;
 pub(crate) mod section;
 mod time;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::KvmContext;
 use crate::serial::SerialPort;
 use crate::vcpu::Vcpu;
+use crate::virtio::Devices;
 use crate::{HostKvm, VmmError};
 
 use chips::ChipPart;
@@ -33,6 +35,8 @@ pub(crate) struct Hardware {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) serial: Arc<SerialPort>,
+    /// Its virtio devices, if it has any.
+    pub(crate) devices: Option<Devices>,
     pub(crate) features: Features,
 }
 
@@ -83,6 +87,7 @@ pub(crate) fn section_ids(hardware: &Hardware) -> Vec<SectionId> {
     for vcpu in 0..hardware.vcpus.len() {
         ids.extend(CpuPart::SAVE_ORDER.iter().map(|part| part.id(vcpu)));
     }
+    ids.extend(devices::ids(hardware));
     ids.extend(ChipPart::all(&hardware.features).iter().map(|part| part.id()));
     ids
 }
@@ -96,6 +101,7 @@ pub(crate) fn save(hardware: &Hardware, machine: MachineState) -> Result<Vec<Sta
             sections.push(StateSection { id: part.id(index), data: part.save(hardware, &vcpu)? });
         }
     }
+    devices::save(hardware, &mut sections);
     for part in ChipPart::all(&hardware.features) {
         sections.push(StateSection { id: part.id(), data: part.save(hardware)? });
     }
@@ -116,6 +122,7 @@ pub(crate) fn restore(hardware: &Hardware, sections: Vec<StateSection>) -> Resul
             part.restore(hardware, &vcpu, &sections.take(&id)).map_err(|reason| refused(&id, reason))?;
         }
     }
+    devices::restore(hardware, &mut sections)?;
     for part in ChipPart::all(&hardware.features) {
         let id = part.id();
         part.restore(hardware, &sections.take(&id)).map_err(|reason| refused(&id, reason))?;

@@ -6,12 +6,15 @@ use migrated_guest::RingHarvester;
 
 use super::Vcpu;
 use crate::gate::{Gate, GuestEnd};
+use crate::pci::PciBus;
 use crate::ports::{PortWrite, Ports};
 
 /// Whoever serves the guest's exits.
 #[derive(Debug)]
 pub(crate) struct Exits {
     pub(crate) ports: Arc<Ports>,
+    /// What lies in memory that isn't RAM, if anything does.
+    pub(crate) pci: Option<Arc<PciBus>>,
     /// Empties dirty rings of which one is full, where the VM has such.
     pub(crate) ring_full: Option<RingHarvester>,
 }
@@ -42,9 +45,17 @@ fn run_until_stopped(vcpu: &mut VcpuFd, index: usize, gate: &Gate, exits: &Exits
                 PortWrite::Done => {}
                 PortWrite::Reset => return Some(GuestEnd::ShutDown),
             },
-            // Nothing is there: a bus that nobody drives reads as ones.
-            Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
-            Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::MmioRead(address, data)) => match &exits.pci {
+                Some(pci) => pci.read_memory(address, data),
+                // Nothing is there: a bus that nobody drives reads as ones.
+                None => data.fill(0xff),
+            },
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                if let Some(pci) = &exits.pci {
+                    pci.write_memory(address, data);
+                }
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Shutdown) => return crashed("triple fault".into()),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET, _)) => {
                 return Some(GuestEnd::ShutDown);

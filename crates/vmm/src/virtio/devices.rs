@@ -1,0 +1,103 @@
+use std::fmt;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use kvm_ioctls::VmFd;
+
+use super::pci::VirtioPci;
+use super::rng::Rng;
+use super::worker::Worker;
+use super::{DeviceMemory, VirtioDevice};
+use crate::gate::{Gate, GateWorker};
+use crate::pci::{PciBus, PciFunction};
+use crate::{DeviceConfig, VmmError};
+
+/// Makes the device that a VM was configured with.
+///
+/// # Errors
+/// [`VmmError`] says what the host lacks.
+fn make(config: &DeviceConfig) -> Result<Box<dyn VirtioDevice>, VmmError> {
+    Ok(match config {
+        DeviceConfig::Rng => Box::new(Rng),
+    })
+}
+
+/// A VM's devices on their bus.
+pub(crate) struct Devices {
+    bus: Arc<PciBus>,
+    /// From slot 1 on.
+    pub(super) functions: Vec<Arc<VirtioPci>>,
+}
+
+impl fmt::Debug for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.functions.iter().map(|function| function.kind().name)).finish()
+    }
+}
+
+impl Devices {
+    /// Makes them; `None` for a VM without devices, which has no bus either.
+    ///
+    /// # Errors
+    /// [`VmmError`] says what the host lacks.
+    pub(crate) fn new(
+        configs: &[DeviceConfig],
+        vm: &Arc<VmFd>,
+        memory: DeviceMemory,
+    ) -> Result<Option<Self>, VmmError> {
+        if configs.len() > PciBus::DEVICES {
+            return Err(VmmError::Devices { wanted: configs.len(), max: PciBus::DEVICES });
+        }
+        let devices = configs.iter().map(make).collect::<Result<Vec<_>, _>>()?;
+        if devices.is_empty() { Ok(None) } else { Self::on_bus(devices, vm, memory).map(Some) }
+    }
+
+    /// Puts devices on a bus, in the slots from 1 on.
+    pub(super) fn on_bus(
+        devices: Vec<Box<dyn VirtioDevice>>,
+        vm: &Arc<VmFd>,
+        memory: DeviceMemory,
+    ) -> Result<Self, VmmError> {
+        let memory = Arc::new(memory);
+        let function =
+            |(slot, device)| VirtioPci::new(device, slot, vm.clone(), memory.clone()).map(Arc::new);
+        let functions = (1..).zip(devices).map(function).collect::<Result<Vec<_>, _>>();
+        let functions = functions.map_err(VmmError::Descriptors)?;
+        let bus = PciBus::new(functions.iter().map(|function| function.clone() as Arc<dyn PciFunction>));
+        Ok(Self { bus: Arc::new(bus), functions })
+    }
+
+    pub(crate) fn bus(&self) -> &Arc<PciBus> {
+        &self.bus
+    }
+
+    /// The devices, each with its slot.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = (u32, &VirtioPci)> {
+        (1..).zip(self.functions.iter().map(|function| &**function))
+    }
+
+    /// The workers as the gate must know them.
+    pub(crate) fn gate_workers(&self) -> Vec<GateWorker> {
+        let worker = |(slot, function): (u32, &VirtioPci)| {
+            GateWorker::new(format!("{}{slot}", function.kind().name), function.shared().wake.clone())
+        };
+        self.functions().map(worker).collect()
+    }
+
+    /// Starts the workers, which wait at the gate first. They end when it closes.
+    ///
+    /// # Errors
+    /// [`VmmError::Thread`].
+    pub(crate) fn spawn_workers(&self, vm: &str, gate: &Arc<Gate>) -> Result<Vec<JoinHandle<()>>, VmmError> {
+        let spawn = |(number, (slot, function)): (usize, (u32, &VirtioPci))| {
+            // The kernel keeps 15 bytes of a thread's name.
+            let name: String = format!("{}{slot}:{vm}", function.kind().name).chars().take(15).collect();
+            let (worker, gate) = (Worker::new(function.shared().clone()), gate.clone());
+            thread::Builder::new()
+                .name(name)
+                .spawn(move || worker.run(&gate, number))
+                .map_err(VmmError::Thread)
+        };
+        self.functions().enumerate().map(spawn).collect()
+    }
+}
