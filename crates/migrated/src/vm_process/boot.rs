@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use migrated_control::{BootPlan, BootSource, MemoryBacking, VmDir, VmSpec};
 use migrated_cpuid::GuestCpu;
-use migrated_vmm::{Vm, VmConfig, VmmError, boot};
+use migrated_vmm::{DeviceConfig, Vm, VmConfig, VmmError, boot};
 
 use super::{errors, process::Process};
 
@@ -44,7 +44,19 @@ pub fn config(dir: &VmDir, spec: &VmSpec, cpu: Option<GuestCpu>) -> Result<VmCon
     config.prefault = spec.prefault;
     config.cpu = cpu;
     config.console = Some(console(dir).map_err(VmmError::Console)?);
+    config.devices = devices(dir, &spec.boot);
     Ok(config)
+}
+
+/// What a guest's system expects to find. The workload guest has no drivers.
+fn devices(dir: &VmDir, boot: &BootSource) -> Vec<DeviceConfig> {
+    match boot {
+        BootSource::Kernel { .. } => {
+            let agent = DeviceConfig::Agent { socket: dir.agent_socket() };
+            vec![DeviceConfig::Rng, DeviceConfig::Balloon, agent]
+        }
+        BootSource::Workload { .. } => Vec::new(),
+    }
 }
 
 fn console(dir: &VmDir) -> io::Result<File> {

@@ -7,7 +7,7 @@ use kvm_ioctls::VmFd;
 use super::pci::VirtioPci;
 use super::rng::Rng;
 use super::worker::Worker;
-use super::{DeviceMemory, VirtioDevice};
+use super::{AgentConsole, Balloon, BalloonControl, DeviceMemory, FreePages, VirtioDevice};
 use crate::gate::{Gate, GateWorker};
 use crate::pci::{PciBus, PciFunction};
 use crate::{DeviceConfig, VmmError};
@@ -16,9 +16,22 @@ use crate::{DeviceConfig, VmmError};
 ///
 /// # Errors
 /// [`VmmError`] says what the host lacks.
-fn make(config: &DeviceConfig) -> Result<Box<dyn VirtioDevice>, VmmError> {
+fn make(
+    config: &DeviceConfig,
+    pages: &FreePages,
+    balloon: &mut Option<Arc<BalloonControl>>,
+) -> Result<Box<dyn VirtioDevice>, VmmError> {
     Ok(match config {
         DeviceConfig::Rng => Box::new(Rng),
+        DeviceConfig::Balloon => {
+            let control = Arc::new(BalloonControl::new().map_err(VmmError::Descriptors)?);
+            *balloon = Some(control.clone());
+            Box::new(Balloon::new(pages.clone(), control))
+        }
+        DeviceConfig::Agent { socket } => {
+            let failed = |source| VmmError::AgentSocket { path: socket.clone(), source };
+            Box::new(AgentConsole::new(socket).map_err(failed)?)
+        }
     })
 }
 
@@ -27,6 +40,7 @@ pub(crate) struct Devices {
     bus: Arc<PciBus>,
     /// From slot 1 on.
     pub(super) functions: Vec<Arc<VirtioPci>>,
+    balloon: Option<Arc<BalloonControl>>,
 }
 
 impl fmt::Debug for Devices {
@@ -44,12 +58,18 @@ impl Devices {
         configs: &[DeviceConfig],
         vm: &Arc<VmFd>,
         memory: DeviceMemory,
+        pages: &FreePages,
     ) -> Result<Option<Self>, VmmError> {
         if configs.len() > PciBus::DEVICES {
             return Err(VmmError::Devices { wanted: configs.len(), max: PciBus::DEVICES });
         }
-        let devices = configs.iter().map(make).collect::<Result<Vec<_>, _>>()?;
-        if devices.is_empty() { Ok(None) } else { Self::on_bus(devices, vm, memory).map(Some) }
+        if configs.is_empty() {
+            return Ok(None);
+        }
+        let mut balloon = None;
+        let devices = configs.iter().map(|config| make(config, pages, &mut balloon));
+        let devices = devices.collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(Self { balloon, ..Self::on_bus(devices, vm, memory)? }))
     }
 
     /// Puts devices on a bus, in the slots from 1 on.
@@ -64,11 +84,16 @@ impl Devices {
         let functions = (1..).zip(devices).map(function).collect::<Result<Vec<_>, _>>();
         let functions = functions.map_err(VmmError::Descriptors)?;
         let bus = PciBus::new(functions.iter().map(|function| function.clone() as Arc<dyn PciFunction>));
-        Ok(Self { bus: Arc::new(bus), functions })
+        Ok(Self { bus: Arc::new(bus), functions, balloon: None })
     }
 
     pub(crate) fn bus(&self) -> &Arc<PciBus> {
         &self.bus
+    }
+
+    /// The host's hand on the balloon, if there is one.
+    pub(crate) fn balloon(&self) -> Option<&BalloonControl> {
+        self.balloon.as_deref()
     }
 
     /// The devices, each with its slot.

@@ -22,8 +22,9 @@ use migrated_guest::VmmWrites;
 use migrated_kernel::MarkedMemory;
 
 pub use balloon::BalloonStatus;
-pub(crate) use balloon::{Balloon, BalloonControl, FreePages};
-pub(crate) use console::AgentConsole;
+pub(crate) use balloon::FreePages;
+use balloon::{Balloon, BalloonControl};
+use console::AgentConsole;
 pub(crate) use device::{DeviceError, DeviceKind, Served, VirtioDevice, Watched};
 pub(crate) use devices::Devices;
 pub(crate) use pci::VirtioPci;

@@ -43,8 +43,8 @@ use vm_memory::GuestAddress;
 
 use crate::{MemoryBacking, memory};
 
-/// A guest's RAM, pages of which can be given back to the host.
-#[derive(Debug)]
+/// A guest's RAM, pages of which can be given back to the host. Cheap to clone.
+#[derive(Clone, Debug)]
 pub(crate) struct FreePages {
     ram: GuestRam,
     backing: MemoryBacking,

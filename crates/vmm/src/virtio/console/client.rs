@@ -1,7 +1,8 @@
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -16,7 +17,13 @@ pub(super) struct Door {
 impl Door {
     /// # Errors
     /// The kernel's.
-    pub(super) fn new(socket: UnixListener) -> io::Result<Self> {
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
+        // A VM process of before may have left its own.
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = UnixListener::bind(path)?;
         // A client that gives up between poll and accept must not stop the device.
         socket.set_nonblocking(true)?;
         Ok(Self { socket: Arc::new(socket.into()) })

@@ -19,7 +19,7 @@
 //! # A migration
 //!
 //! What was taken from a client and has not reached the guest goes with the guest. The connection does not: it
-//! ends when the guest has left. At the destination the guest reads the rest, then sees the port closed, then open
+//! stands still while the guest is on its way, goes on if the guest stays, and else ends with the VM process that the guest left. At the destination the guest reads the rest, then sees the port closed, then open
 //! again when a client connects there. What the guest had said to the client of before and is still in the
 //! queue is dropped, since the next client is another conversation.
 
@@ -30,7 +30,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use rustix::event::PollFlags;
 use serde::{Deserialize, Serialize};
@@ -85,13 +85,13 @@ struct State {
 }
 
 impl AgentConsole {
-    /// A line whose host's end is `socket`.
+    /// A line whose host's end is a socket at `path`, which it makes; what is there is replaced.
     ///
     /// # Errors
-    /// The kernel's.
-    pub(crate) fn new(socket: UnixListener) -> io::Result<Self> {
+    /// The kernel's, as for a path of more than 107 bytes.
+    pub(crate) fn new(path: &Path) -> io::Result<Self> {
         Ok(Self {
-            door: Door::new(socket)?,
+            door: Door::new(path)?,
             client: None,
             port: Port::default(),
             input: VecDeque::new(),

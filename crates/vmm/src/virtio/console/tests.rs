@@ -27,8 +27,8 @@ struct Host {
 impl Host {
     fn new() -> (Self, AgentConsole) {
         let dir = TempDir::new().unwrap();
-        let listener = UnixListener::bind(dir.path().join("agent.sock")).unwrap();
-        (Self { dir }, AgentConsole::new(listener).unwrap())
+        let console = AgentConsole::new(&dir.path().join("agent.sock")).unwrap();
+        (Self { dir }, console)
     }
 
     fn connect(&self) -> UnixStream {
