@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
+use guest::entropy;
 use guest::{COUNT, COUNTERS, config, pause, run, wait_for_progress, wait_until};
 use migrated_guest::{
     FaultStop, Guest, GuestRam, IncomingGuest, PageFault, PausedGuest, PostcopyRam, TrackerKind,
@@ -256,6 +257,23 @@ fn a_guest_that_waits_for_a_page_can_be_ended() {
     wait_for_progress(&vm, 1);
     let counters = COUNTERS / PAGE_SIZE as u64;
     while_it_waits(&vm, config(1), |page| page == counters, |vm, _, _| drop(vm));
+}
+
+#[test]
+fn a_device_that_waits_for_a_page_goes_on_when_it_comes_or_is_ended() {
+    require!(Kvm, Userfaultfd);
+    // Only the device touches a request's buffer.
+    let withheld = |page| page == entropy::BUFFERS / PAGE_SIZE as u64;
+    let vm = entropy::run();
+    wait_until("an answer", || entropy::used(&vm) > 0);
+    while_it_waits(&vm, entropy::config(), withheld, |vm, postcopy, source| {
+        bring_all(postcopy, source);
+        let used = entropy::used(&vm);
+        wait_until("answers", || entropy::used(&vm).wrapping_sub(used) > 2 * entropy::SIZE);
+    });
+    let vm = entropy::run();
+    wait_until("an answer", || entropy::used(&vm) > 0);
+    while_it_waits(&vm, entropy::config(), withheld, |vm, _, _| drop(vm));
 }
 
 #[test]

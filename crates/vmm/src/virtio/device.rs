@@ -114,7 +114,7 @@ pub(crate) trait VirtioDevice: Send {
         let _ = watched;
     }
 
-    /// One of its watched descriptors is ready.
+    /// One of its watched descriptors is ready, or was a moment ago: the driver may have reset the device since.
     ///
     /// # Errors
     /// As [`serve_queue`](Self::serve_queue).

@@ -1,6 +1,8 @@
 //! Tiny guests, a few bytes of 32-bit code each, and waiting for what they do.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod entropy;
+
 use std::time::{Duration, Instant};
 
 use migrated_guest::{Guest, IncomingGuest, PausedGuest, StateSection};

@@ -185,10 +185,9 @@ impl PciFunction for VirtioPci {
             self.shared.interrupts.with_msix(|msix, due| msix.set_control(control, due));
             self.capabilities.window_target(&placed.space)
         };
-        if let (true, Some((offset, bytes))) = (register == self.capabilities.window(), target) {
-            if let Some(data) = data.get(..bytes) {
-                self.write_bar(offset, data);
-            }
+        let Some((offset, bytes)) = target.filter(|_| register == self.capabilities.window()) else { return };
+        if let Some(data) = data.get(..bytes) {
+            self.write_bar(offset, data);
         }
     }
 

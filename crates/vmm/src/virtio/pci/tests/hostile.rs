@@ -18,6 +18,7 @@ enum Step {
     Read(u64, usize),
     Ring(u64, u32),
     Start(u64),
+    Rings([u64; 3], u16),
     Notify(u16),
     Serve,
     Move,
@@ -40,6 +41,11 @@ fn dword() -> impl Strategy<Value = Vec<u8>> {
     (value(), prop::sample::select(vec![1usize, 2, 4])).prop_map(|(v, n)| v.to_le_bytes()[..n].to_vec())
 }
 
+/// Rings that mostly lie in RAM, and anyhow on each other.
+fn ring() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => (0u64..0x280).prop_map(|at| RINGS + 0x10 * at), 1 => value()]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => (0u8..64, dword()).prop_map(|(dword, data)| Step::Config(dword * 4, data)),
@@ -50,6 +56,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u64..0x8000, prop::sample::select(vec![1usize, 2, 4, 8])).prop_map(|(o, n)| Step::Read(o, n)),
         4 => (0u64..0x2800, any::<u32>()).prop_map(|(offset, value)| Step::Ring(offset, value)),
         2 => value().prop_map(Step::Start),
+        2 => (prop::array::uniform3(ring()), prop::sample::select(vec![1u16, 2, 16, 64]))
+            .prop_map(|(rings, size)| Step::Rings(rings, size)),
         2 => (0u16..4).prop_map(Step::Notify),
         4 => Just(Step::Serve),
         1 => Just(Step::Move),
@@ -77,6 +85,16 @@ fn take(bench: &mut Bench, step: &Step) {
             driver.set_up_queue(0, RINGS);
             driver.add_status(driver::DRIVER_OK);
             driver.offer(RINGS, 0);
+        }
+        Step::Rings(rings, size) => {
+            driver.set_common(0x14, &[0]);
+            driver.accept(VERSION_1 | EVENT_IDX);
+            driver.set_common(0x18, &size.to_le_bytes());
+            for (register, ring) in [0x20, 0x28, 0x30].into_iter().zip(rings) {
+                driver.set_common(register, &ring.to_le_bytes());
+            }
+            driver.set_common(0x1c, &1u16.to_le_bytes());
+            driver.add_status(driver::DRIVER_OK);
         }
         Step::Notify(queue) => driver.notify(*queue),
         Step::Serve => bench.wake_and_serve(),
