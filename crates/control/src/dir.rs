@@ -97,6 +97,12 @@ impl VmDir {
         self.0.join("control.sock")
     }
 
+    /// The socket on which host programs reach the agent in the guest.
+    #[must_use]
+    pub fn agent_socket(&self) -> PathBuf {
+        self.0.join("agent.sock")
+    }
+
     /// The console's ring, see [`ConsoleFile`](crate::ConsoleFile).
     #[must_use]
     pub fn console(&self) -> PathBuf {

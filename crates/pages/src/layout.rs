@@ -124,6 +124,17 @@ impl RamLayout {
         self.total_pages() * PAGE_SIZE as u64
     }
 
+    /// The whole pages of RAM among `len` bytes from guest-physical address `addr` on.
+    pub fn whole_pages(&self, addr: u64, len: u64) -> impl Iterator<Item = PageRun> + '_ {
+        let page = PAGE_SIZE as u64;
+        let (first, end) = (addr.div_ceil(page), addr.saturating_add(len) / page);
+        self.ids().zip(&self.blocks).filter_map(move |(id, block)| {
+            let base = block.guest_base / page;
+            let (first, end) = (first.max(base), end.min(base + block.pages));
+            (first < end).then(|| PageRun { block: id, first: first - base, count: end - first })
+        })
+    }
+
     /// Whether every page of `run` exists and it has at least one.
     #[must_use]
     pub fn contains(&self, run: PageRun) -> bool {
@@ -163,6 +174,22 @@ mod tests {
         assert!(!layout.contains(PageRun { block: BlockId(1), first: u64::MAX, count: 2 }));
         assert!(!layout.contains(PageRun { block: BlockId(2), first: 0, count: 1 }));
         assert!(!layout.contains(PageRun { block: BlockId(0), first: 0, count: 0 }));
+    }
+
+    #[test]
+    fn whole_pages_of_a_range_are_those_that_it_covers_and_ram_has() {
+        let layout = RamLayout::new(vec![block("low", 0, 4), block("high", 0x10000, 2)]).unwrap();
+        let pages = |addr, len| {
+            layout.whole_pages(addr, len).map(|run| (run.block.0, run.first, run.count)).collect::<Vec<_>>()
+        };
+        assert_eq!(pages(0x1000, 0x2000), [(0, 1, 2)]);
+        assert_eq!(pages(0x1001, 0x2fff), [(0, 2, 2)]);
+        assert_eq!(pages(0x1fff, 0x1001), [(0, 2, 1)]);
+        assert_eq!(pages(0x1001, 0x1000), [], "no page is covered");
+        assert_eq!(pages(0x3000, 0xe000), [(0, 3, 1), (1, 0, 1)]);
+        assert_eq!(pages(0, u64::MAX), [(0, 0, 4), (1, 0, 2)]);
+        assert_eq!(pages(u64::MAX, u64::MAX), []);
+        assert_eq!(pages(0x1000, 0), []);
     }
 
     #[test]

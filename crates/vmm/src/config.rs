@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::path::PathBuf;
 
 use migrated_cpuid::GuestCpu;
 use migrated_guest::TrackerKind;
@@ -68,6 +69,13 @@ impl VmConfig {
 pub enum DeviceConfig {
     /// virtio-rng: entropy of the host's.
     Rng,
+    /// virtio-balloon: the guest gives RAM to the host that it is asked for, or does not need just now.
+    Balloon,
+    /// virtio-console: a port `org.migrated.agent` for a program in the guest, which host programs reach by a socket.
+    Agent {
+        /// Where the socket is made; what is there is replaced.
+        socket: PathBuf,
+    },
 }
 
 /// What backs guest RAM on the host.

@@ -1,4 +1,5 @@
 use std::io;
+use std::path::PathBuf;
 
 use migrated_guest::GuestError;
 use migrated_kernel::KvmError;
@@ -8,6 +9,22 @@ use crate::boot::BootError;
 use crate::cpu::CpuError;
 use crate::memory::MemoryError;
 use crate::virtio::net::NetworkError;
+
+/// Why a guest can't be asked for RAM.
+#[derive(Debug, Error)]
+pub enum BalloonError {
+    /// It was made without.
+    #[error("this VM has no balloon; a VM that boots a kernel has one")]
+    None,
+    /// More than there is.
+    #[error("{bytes} bytes can't be had of a guest with {ram} bytes of RAM")]
+    TooLarge {
+        /// What was asked for.
+        bytes: u64,
+        /// What the guest has.
+        ram: u64,
+    },
+}
 
 /// Why a VM could not be made. The text says what a person would do next.
 #[derive(Debug, Error)]
@@ -62,6 +79,15 @@ pub enum VmmError {
     /// No eventfd could be had.
     #[error("a device's events could not be made: {0}; raise the limit of open files (ulimit -n)")]
     Descriptors(#[source] io::Error),
+    /// The agent's socket could not be made.
+    #[error("the socket for the guest's agent could not be made at {path}: {source}")]
+    AgentSocket {
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The RAM can't be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -25,9 +25,9 @@ use crate::serial::{InputRefused, SerialPort};
 use crate::state::{self, Features, Hardware};
 use crate::throttle::Throttler;
 use crate::vcpu::{self, Kicker, Vcpu};
-use crate::virtio::{DeviceMemory, Devices};
+use crate::virtio::{BalloonStatus, DeviceMemory, Devices, FreePages};
 use crate::workload::{self, WorkloadCounters};
-use crate::{Console, HostKvm, VmConfig, VmmError, cpu, host, memory};
+use crate::{BalloonError, Console, HostKvm, VmConfig, VmmError, cpu, host, memory};
 
 /// A VM. Cheap to clone: all clones are the same, and the last one dropped ends it.
 #[derive(Clone)]
@@ -46,7 +46,7 @@ pub(crate) struct Machine {
     /// Whether a migration has the VM.
     pub(crate) claimed: Mutex<bool>,
     /// The RAM, once it is armed for post-copy.
-    pub(crate) watched: OnceLock<WatchedRam>,
+    pub(crate) watched: Arc<OnceLock<WatchedRam>>,
     vmm_writes: VmmWrites,
     console: Arc<Console>,
     cpu: GuestCpu,
@@ -211,6 +211,28 @@ impl Vm {
         })
     }
 
+    /// Asks the guest to give up so many bytes of its RAM in all, rounded down to pages. It takes its time, and
+    /// [`balloon`](Self::balloon) says how far it is.
+    ///
+    /// # Errors
+    /// [`BalloonError`] when it has no balloon, or not as much RAM.
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), BalloonError> {
+        let ram = self.machine.ram.layout().total_bytes();
+        let devices = self.machine.hardware.devices.as_ref();
+        let balloon = devices.and_then(Devices::balloon).ok_or(BalloonError::None)?;
+        if bytes > ram {
+            return Err(BalloonError::TooLarge { bytes, ram });
+        }
+        balloon.set_target(bytes);
+        Ok(())
+    }
+
+    /// What is known of the guest's balloon, if it has one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<BalloonStatus> {
+        Some(self.machine.hardware.devices.as_ref()?.balloon()?.status())
+    }
+
     /// The CPU that the guest has, read back from KVM: what it was given, with what KVM can't hide.
     #[must_use]
     pub fn cpu(&self) -> &GuestCpu {
@@ -256,7 +278,9 @@ impl Machine {
             .map_err(|source| VmmError::Kvm { operation: "mapping a vCPU's page", source })?;
         let features = Features::probe(&host, &vm, &vcpus[0], cpu.tsc_khz)?;
         let memory = DeviceMemory::new(ram.memory().clone(), vmm_writes.clone());
-        let devices = Devices::new(&config.networks, &config.devices, &vm, memory)?;
+        let watched = Arc::<OnceLock<WatchedRam>>::default();
+        let pages = FreePages::new(ram.clone(), config.backing, vmm_writes.clone(), watched.clone());
+        let devices = Devices::new(&config.networks, &config.devices, &vm, memory, &pages)?;
         let workers = devices.as_ref().map(Devices::gate_workers).unwrap_or_default();
         let gate = Arc::new(Gate::new(kickers, workers));
         let throttler = Throttler::new(&vm, &vcpus, gate.clone())?;
@@ -270,7 +294,7 @@ impl Machine {
             tracker: Mutex::new(tracker),
             throttler,
             claimed: Mutex::new(false),
-            watched: OnceLock::new(),
+            watched,
             vmm_writes,
             console,
             cpu,

@@ -7,6 +7,7 @@ use std::thread;
 
 use migrated_guest::GuestRam;
 use migrated_kernel::{MemoryAdvice, advise};
+use migrated_pages::{PAGE_SIZE, PageRun};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use thiserror::Error;
 use vm_memory::{
@@ -98,13 +99,28 @@ pub fn allocate(bytes: u64, backing: MemoryBacking, prefault: bool) -> Result<Gu
 /// # Errors
 /// The kernel's; some pages may be given back then.
 pub(crate) fn release(ram: &GuestRam) -> io::Result<()> {
-    ram.memory().iter().try_for_each(|region| match region.file_offset() {
+    let layout = ram.layout();
+    layout.whole_pages(0, u64::MAX).try_for_each(|run| give_back(ram, run))
+}
+
+/// Gives pages back to the host, whoever else still has them mapped. They read as zero from then on.
+///
+/// # Errors
+/// The kernel's; some of the pages may be given back then.
+///
+/// # Panics
+/// On a run outside the layout.
+pub(crate) fn give_back(ram: &GuestRam, run: PageRun) -> io::Result<()> {
+    assert!(ram.layout().contains(run), "{run:?} is outside of guest RAM");
+    let region = ram.memory().iter().nth(run.block.index()).expect("a block is a region");
+    let offset = run.first * PAGE_SIZE as u64;
+    match region.file_offset() {
         Some(file) => {
             let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            Ok(fallocate(file.file(), how, 0, region.len())?)
+            Ok(fallocate(file.file(), how, offset, run.bytes())?)
         }
-        None => advise(&region.get_mmap(), 0, region.len() as usize, MemoryAdvice::DontNeed),
-    })
+        None => advise(&region.get_mmap(), offset as usize, run.bytes() as usize, MemoryAdvice::DontNeed),
+    }
 }
 
 /// Where RAM of that size lies: (guest-physical address, bytes).

@@ -10,7 +10,7 @@ mod chips;
 mod cpu_part;
 mod devices;
 pub(crate) mod msrs;
-mod section;
+pub(crate) mod section;
 mod time;
 
 use std::sync::Arc;

@@ -33,6 +33,13 @@ impl WatchedRam {
         &self.watch.missing
     }
 
+    /// Whether the RAM is an ordinary guest's again: nothing is missing, and userfaultfd has let go of it.
+    #[must_use]
+    pub fn is_released(&self) -> bool {
+        // Acquire: whoever finds it so also finds the last page there.
+        self.watch.released.load(Ordering::Acquire)
+    }
+
     /// Lets go of the RAM whatever is missing, and of all who wait: they see stale memory or zeros. **Only
     /// for a guest that never runs an instruction again**, to free threads that wait to restore
     /// its state, or vCPUs that are to leave for good and have been kicked.

@@ -72,7 +72,7 @@ impl VmmWrites {
     }
 
     /// Moves all marks into `dirty` and returns how many pages it did not have yet.
-    pub(super) fn take_into(&self, dirty: &mut PageSet) -> u64 {
+    pub fn take_into(&self, dirty: &mut PageSet) -> u64 {
         let mut newly = 0;
         self.take(|block, page| newly += dirty.insert(PageRun { block, first: page, count: 1 }));
         newly

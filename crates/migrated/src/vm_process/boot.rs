@@ -51,10 +51,7 @@ pub fn config(
     config.cpu = cpu;
     config.console = Some(console(dir).map_err(VmmError::Console)?);
     config.networks = networks.iter().map(network).collect();
-    // What the built-in guest has no driver for it doesn't get.
-    if matches!(spec.boot, BootSource::Kernel { .. }) {
-        config.devices.push(DeviceConfig::Rng);
-    }
+    config.devices = devices(dir, &spec.boot);
     Ok(config)
 }
 
@@ -64,6 +61,17 @@ fn network(plan: &NetworkPlan) -> NetworkConfig {
         bridge: plan.bridge.clone(),
         tap: plan.tap.clone(),
         mtu: plan.mtu,
+    }
+}
+
+/// What a guest's system expects to find. The workload guest has no drivers.
+fn devices(dir: &VmDir, boot: &BootSource) -> Vec<DeviceConfig> {
+    match boot {
+        BootSource::Kernel { .. } => {
+            let agent = DeviceConfig::Agent { socket: dir.agent_socket() };
+            vec![DeviceConfig::Rng, DeviceConfig::Balloon, agent]
+        }
+        BootSource::Workload { .. } => Vec::new(),
     }
 }
 

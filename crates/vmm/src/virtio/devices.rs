@@ -8,7 +8,7 @@ use super::net::{Cards, Net};
 use super::pci::VirtioPci;
 use super::rng::Rng;
 use super::worker::Worker;
-use super::{DeviceMemory, VirtioDevice};
+use super::{AgentConsole, Balloon, BalloonControl, DeviceMemory, FreePages, VirtioDevice};
 use crate::gate::{Gate, GateWorker};
 use crate::pci::{PciBus, PciFunction};
 use crate::{DeviceConfig, NetworkConfig, VmmError};
@@ -17,9 +17,22 @@ use crate::{DeviceConfig, NetworkConfig, VmmError};
 ///
 /// # Errors
 /// [`VmmError`] says what the host lacks.
-fn make(config: &DeviceConfig) -> Result<Box<dyn VirtioDevice>, VmmError> {
+fn make(
+    config: &DeviceConfig,
+    pages: &FreePages,
+    balloon: &mut Option<Arc<BalloonControl>>,
+) -> Result<Box<dyn VirtioDevice>, VmmError> {
     Ok(match config {
         DeviceConfig::Rng => Box::new(Rng),
+        DeviceConfig::Balloon => {
+            let control = Arc::new(BalloonControl::new().map_err(VmmError::Descriptors)?);
+            *balloon = Some(control.clone());
+            Box::new(Balloon::new(pages.clone(), control))
+        }
+        DeviceConfig::Agent { socket } => {
+            let failed = |source| VmmError::AgentSocket { path: socket.clone(), source };
+            Box::new(AgentConsole::new(socket).map_err(failed)?)
+        }
     })
 }
 
@@ -29,6 +42,7 @@ pub(crate) struct Devices {
     /// From slot 1 on.
     pub(super) functions: Vec<Arc<VirtioPci>>,
     cards: Cards,
+    balloon: Option<Arc<BalloonControl>>,
 }
 
 impl fmt::Debug for Devices {
@@ -48,12 +62,13 @@ impl Devices {
         others: &[DeviceConfig],
         vm: &Arc<VmFd>,
         memory: DeviceMemory,
+        pages: &FreePages,
     ) -> Result<Option<Self>, VmmError> {
         let wanted = networks.len() + others.len();
         if wanted > PciBus::DEVICES {
             return Err(VmmError::Devices { wanted, max: PciBus::DEVICES });
         }
-        let mut cards = Cards::default();
+        let (mut cards, mut balloon) = (Cards::default(), None);
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for (slot, network) in (1..).zip(networks) {
             let net = Net::open(network)?;
@@ -61,12 +76,12 @@ impl Devices {
             devices.push(Box::new(net));
         }
         for other in others {
-            devices.push(make(other)?);
+            devices.push(make(other, pages, &mut balloon)?);
         }
         if devices.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Self { cards, ..Self::on_bus(devices, vm, memory)? }))
+        Ok(Some(Self { cards, balloon, ..Self::on_bus(devices, vm, memory)? }))
     }
 
     /// Puts devices on a bus, in the slots from 1 on.
@@ -81,7 +96,7 @@ impl Devices {
         let functions = (1..).zip(devices).map(function).collect::<Result<Vec<_>, _>>();
         let functions = functions.map_err(VmmError::Descriptors)?;
         let bus = PciBus::new(functions.iter().map(|function| function.clone() as Arc<dyn PciFunction>));
-        Ok(Self { bus: Arc::new(bus), functions, cards: Cards::default() })
+        Ok(Self { bus: Arc::new(bus), functions, cards: Cards::default(), balloon: None })
     }
 
     pub(crate) fn bus(&self) -> &Arc<PciBus> {
@@ -91,6 +106,11 @@ impl Devices {
     /// Its network cards.
     pub(crate) fn cards(&self) -> &Cards {
         &self.cards
+    }
+
+    /// The host's hand on the balloon, if there is one.
+    pub(crate) fn balloon(&self) -> Option<&BalloonControl> {
+        self.balloon.as_deref()
     }
 
     /// The devices, each with its slot.

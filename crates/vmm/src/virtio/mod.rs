@@ -5,6 +5,8 @@
 //! called on one thread at a time, never while the guest is paused. `endpoint` is a device with what its driver has
 //! told it, `pci` carries a driver's accesses there, `worker` is the thread that serves it.
 
+mod balloon;
+mod console;
 mod device;
 mod devices;
 mod endpoint;
@@ -20,6 +22,10 @@ mod worker;
 use migrated_guest::VmmWrites;
 use migrated_kernel::MarkedMemory;
 
+pub use balloon::BalloonStatus;
+pub(crate) use balloon::FreePages;
+use balloon::{Balloon, BalloonControl};
+use console::AgentConsole;
 pub(crate) use device::{DeviceError, DeviceKind, Served, VirtioDevice, Watched};
 pub(crate) use devices::Devices;
 pub(crate) use pci::VirtioPci;

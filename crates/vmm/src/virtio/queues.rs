@@ -58,6 +58,14 @@ impl<'a> Queues<'a> {
         Ok(available.next())
     }
 
+    /// As [`next`](Self::next); when there is none the driver will notify the queue of the next.
+    pub(crate) fn take(&mut self, queue: usize) -> Result<Option<Chain<'a>>, DeviceError> {
+        match self.next(queue)? {
+            None if self.is_ready(queue) && self.unmute(queue)? => self.next(queue),
+            other => Ok(other),
+        }
+    }
+
     /// Puts the request that was taken last back.
     pub(crate) fn put_back(&mut self, queue: usize) {
         self.queues[queue].go_to_previous_position();

@@ -1,12 +1,17 @@
 //! Memory, interrupts and a driver's hand for tests of devices.
 
+mod driver;
+
 use std::mem;
 
 use migrated_guest::{GuestRam, VmmWrites};
+use migrated_pages::PageSet;
 use parking_lot::Mutex;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::{DeviceMemory, Interrupts};
+
+pub(crate) use driver::{Buffer, Driver};
 
 /// Guest RAM of a few MiB from address 0 on, with the log of what devices write to it.
 pub(crate) struct Ram {
@@ -18,9 +23,19 @@ pub(crate) struct Ram {
 impl Ram {
     pub(crate) fn new(bytes: usize) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).unwrap();
-        let guest = GuestRam::new(memory.clone()).unwrap();
+        Self::of(GuestRam::new(memory).unwrap())
+    }
+
+    pub(crate) fn of(guest: GuestRam) -> Self {
         let writes = VmmWrites::new(guest.layout());
-        Self { memory: DeviceMemory::new(memory, writes.clone()), guest, writes }
+        Self { memory: DeviceMemory::new(guest.memory().clone(), writes.clone()), guest, writes }
+    }
+
+    /// The pages that devices have written since the last time, by index in the first block.
+    pub(crate) fn written(&self) -> Vec<u64> {
+        let mut written = PageSet::empty(self.guest.layout());
+        self.writes.take_into(&mut written);
+        written.runs().flat_map(|run| run.first..run.first + run.count).collect()
     }
 }
 
