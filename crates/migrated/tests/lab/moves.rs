@@ -34,7 +34,8 @@ fn a_cloud_kernel_keeps_its_connections_over_a_bad_link_too() {
     network.degrade();
     let visit = Visit { link: "1 % loss and 10 ms", ..visit };
     let wide = |mode: &str| json!({ "mode": mode, "channels": CHANNELS });
-    visit.there_and_back(a, b, &wide("precopy"), &wide("postcopy"));
+    let compared = json!({ "mode": "precopy", "channels": CHANNELS, "verify": "before" });
+    visit.there_and_back(a, b, &compared, &wide("postcopy"));
     visit.caller.finish();
     guest.assert_content(&network.a);
 }

@@ -12,13 +12,17 @@ pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 const TSC_ADJUST: u32 = 0x3b;
 /// Have a section of their own, because they mean times.
 const TIMES: [u32; 2] = [TSC, TSC_DEADLINE];
+/// MSR_KVM_WALL_CLOCK and MSR_KVM_WALL_CLOCK_NEW. Writing one is no state but an order: KVM writes the wall clock of
+/// the guest's boot to guest RAM there and then. A restore would so change RAM behind the last harvest, or wait for
+/// the page in post-copy; and a guest gives the order each time before it reads what KVM wrote.
+const ORDERS: [u32; 2] = [0x11, 0x4b56_4d00];
 
-/// The MSRs of `listed` that KVM can read on this vCPU, in the order in which they are to be written:
+/// The MSRs of `listed` that are state and that KVM can read on this vCPU, in the order in which they are to be written:
 /// TSC_ADJUST first, as it moves with the TSC.
 pub(super) fn readable(vcpu: &VcpuFd, listed: &[u32]) -> Result<Vec<u32>, kvm_ioctls::Error> {
     let mut readable = Vec::new();
     for index in listed {
-        if !TIMES.contains(index) && read(vcpu, *index)?.is_some() {
+        if !TIMES.contains(index) && !ORDERS.contains(index) && read(vcpu, *index)?.is_some() {
             readable.push(*index);
         }
     }
