@@ -127,6 +127,24 @@ impl GuestRam {
         }
     }
 
+    /// Appends those parts of `run` to `out` that may have memory of their own. Memory that the guest never touched
+    /// is not touched here either.
+    ///
+    /// # Panics
+    /// On a run outside the layout.
+    pub fn populated(&self, run: PageRun, out: &mut Vec<PageRun>) {
+        assert!(self.shared.layout.contains(run), "{run:?} is outside of guest RAM");
+        let Some(file) = self.file_of(run.block) else { return out.push(run) };
+        let (mut at, end) = (run.first, run.first + run.count);
+        while at < end {
+            let data = next_data(file, at).min(end);
+            at = next_hole(file, data).min(end);
+            if at > data {
+                out.push(PageRun { block: run.block, first: data, count: at - data });
+            }
+        }
+    }
+
     /// The mapping that a block lies in.
     pub(crate) fn mapping(&self, block: BlockId) -> &MmapRegion<()> {
         &self.shared.mappings[block.index()]

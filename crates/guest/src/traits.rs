@@ -155,6 +155,13 @@ pub trait IncomingGuest: Send + Sized + 'static {
         Ok(prepared.arm(stale)?)
     }
 
+    /// These pages have just come: begins to do what makes the guest find them at hand when it runs, and returns at
+    /// once. It is over when [`restore`](Self::restore) or [`arm_postcopy`](Self::arm_postcopy) begins, however far it
+    /// has come.
+    fn warm_up(&mut self, pages: PageSet) {
+        drop(pages);
+    }
+
     /// Restores the CPU and device state. All sections must be known and all expected ones there.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ mod state;
 mod throttle;
 mod vcpu;
 mod virtio;
+mod warm_up;
 pub mod workload;
 
 pub use acpi::pm::PowerButtonError;

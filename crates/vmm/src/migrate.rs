@@ -8,6 +8,7 @@ use migrated_pages::PageSet;
 use thiserror::Error;
 
 use crate::state::{self, MachineState};
+use crate::warm_up::WarmUp;
 use crate::{Vm, memory};
 
 /// Why a VM can't be taken for a migration.
@@ -37,6 +38,7 @@ pub struct PausedVm {
 /// A VM that has not run here yet.
 #[derive(Debug)]
 pub struct IncomingVm {
+    warm_up: WarmUp,
     vm: Vm,
 }
 
@@ -186,7 +188,7 @@ impl PausedGuest for PausedVm {
 impl IncomingVm {
     pub(crate) fn new(vm: Vm) -> Self {
         *vm.machine.claimed.lock() = true;
-        Self { vm }
+        Self { warm_up: WarmUp::default(), vm }
     }
 
     /// The VM, for what a migration is not concerned with.
@@ -225,13 +227,20 @@ impl IncomingGuest for IncomingVm {
         prepared: PreparedPostcopy,
         stale: &PageSet,
     ) -> Result<PostcopyRam, GuestError> {
+        // Page tables of missing pages are made by nobody: who tried would wait for the page.
+        self.warm_up.stop();
         let postcopy = prepared.arm(stale)?;
         // RAM can be watched once, so this is the first time.
         let _ = self.vm.machine.watched.set(postcopy.watched().clone());
         Ok(postcopy)
     }
 
+    fn warm_up(&mut self, pages: PageSet) {
+        self.warm_up.add(&self.vm.machine.hardware, self.vm.ram(), pages);
+    }
+
     fn restore(&mut self, sections: Vec<StateSection>) -> Result<(), GuestError> {
+        self.warm_up.stop();
         let machine = &self.vm.machine;
         let MachineState { owner_paused } = state::restore(&machine.hardware, sections)?;
         machine.gate.inherit_owner_pause(owner_paused);

@@ -92,6 +92,9 @@ pub enum DestinationAction {
     Destroy,
     /// Hand to the running guest's devices what came for them to the source, without waiting for them.
     Deliver(Vec<LateInput>),
+    /// These pages have just come: does for them what makes the guest find them at hand when it runs, beside everything
+    /// else. Nothing waits for it.
+    WarmUp(PageSet),
     /// Watch the running guest until its own clock tells the gap, then report.
     Observe,
     /// Answer the one who asked; `None` means that this end knows nothing of that attempt.

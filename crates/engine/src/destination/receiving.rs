@@ -127,6 +127,15 @@ impl Receiving {
         }
     }
 
+    /// Has what came in an iteration made ready for the guest, unless it is the last one: then the guest waits.
+    fn warm_up(&self, common: &mut Common, iteration: u32) {
+        if let Some(pages) = self.placed_in(iteration)
+            && self.finish.is_none()
+        {
+            common.act(DestinationAction::WarmUp(pages.clone()));
+        }
+    }
+
     pub(super) const fn is_placing(&self) -> bool {
         self.placing > 0
     }
@@ -189,6 +198,7 @@ impl Receiving {
                     Mark::Partial => State::Receiving(self),
                     Mark::Complete { iteration, pages } => {
                         common.send(ToSource::IterationDone { iteration, pages });
+                        self.warm_up(common, iteration);
                         self.restore_when_complete(common)
                     }
                     Mark::Wrong(why) => {

@@ -84,6 +84,13 @@ impl<I: IncomingGuest, R: FnOnce(I::Running)> Hands<I, R> {
         Ok(())
     }
 
+    /// Has pages that have come made ready for the guest.
+    pub(super) fn warm_up(&mut self, pages: PageSet) {
+        if let Some(guest) = &mut self.guest {
+            guest.warm_up(pages);
+        }
+    }
+
     pub(super) fn restore(&mut self, shared: &Shared, sections: Vec<Section>) -> DestinationEvent {
         let began = Instant::now();
         let sections = sections.into_iter().map(from_wire).collect();

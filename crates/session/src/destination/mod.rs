@@ -379,6 +379,10 @@ impl DestinationSession {
                     hands.destroy(&shared);
                     None
                 }
+                DestinationAction::WarmUp(pages) => {
+                    hands.warm_up(pages);
+                    None
+                }
                 DestinationAction::Deliver(inputs) => {
                     hands.deliver(inputs);
                     None

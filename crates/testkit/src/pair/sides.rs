@@ -312,6 +312,8 @@ impl Pair {
                 }
             }
             DestinationAction::Deliver(inputs) => self.deliver_late_input(&inputs)?,
+            // A fake's pages are at hand.
+            DestinationAction::WarmUp(_) => {}
             DestinationAction::Observe => {
                 return Ok(Some(DestinationEvent::Observed {
                     wire_received: 1,
