@@ -42,6 +42,10 @@ pub struct PrepareIncoming {
     pub mode: Mode,
     /// When memory is compared.
     pub verify: Verify,
+    /// How long the source will try to connect again when it loses its link, in ms, where that is longer than the
+    /// 30 s that any destination reckons with. Ten minutes at most are waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnect_window_ms: Option<u64>,
     /// The epoch that a commit will carry.
     pub epoch: u64,
     /// Name of the source host.

@@ -309,7 +309,8 @@ pub struct IncomingPlan {
     pub epoch_file: PathBuf,
     /// The source, for the record.
     pub peer: String,
-    /// How long to wait for the source to connect, in ms. After that the process gives up and exits.
+    /// How long to wait for the source to connect and say what it brings, in ms. After that the process gives up and
+    /// exits.
     pub patience_ms: u64,
     /// When it was prepared.
     pub started: StartedAt,

@@ -20,7 +20,7 @@ pub use auto::AutoPolicy;
 pub use failure::{Failure, FailureCode};
 pub use limits::{
     Limits, MAX_RECONNECT_WINDOW, PEER_DEAD_AFTER, PING_EVERY, PREFETCH_PAGES, PREFLIGHT_TIMEOUT,
-    RECONNECT_GRACE, RECONNECT_WINDOW, RECOVER_TIMEOUT, RESTORE_TIMEOUT, SUMMARY_TIMEOUT,
+    RECONNECT_GRACE, RECONNECT_WINDOW, RECOVER_TIMEOUT, RESTORE_TIMEOUT, SUMMARY_TIMEOUT, patience_for,
 };
 pub use plan::{DirtySample, Plan, PlanInputs, TRACKING_FACTOR, plan};
 pub use policy::{

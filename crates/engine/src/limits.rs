@@ -82,6 +82,17 @@ pub const MAX_RECONNECT_WINDOW: Duration = Duration::from_secs(600);
 /// How much longer than the source the destination waits. It may notice a loss that much earlier, and what the
 /// source opened last must still be met.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(10);
+/// How long a destination waits for a source to come for the first time, whatever its window: from being prepared to
+/// being connected to takes two daemons and two processes.
+const FIRST_CONTACT: Duration = Duration::from_secs(30);
+
+/// How long a destination waits for the offer of a source that tries to reconnect for `window`: as after any loss,
+/// because a link that is lost before the offer came is opened again like one that is lost later.
+#[must_use]
+pub fn patience_for(window: Duration) -> Duration {
+    (window.min(MAX_RECONNECT_WINDOW) + RECONNECT_GRACE).max(FIRST_CONTACT)
+}
+
 /// Longest time for preflight, whose work is a comparison and a rehearsal.
 pub const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that stop-and-copy may take beyond what the residual pages need at the measured rate: a

@@ -7,7 +7,7 @@ use migrated_engine::destination::{Destination, DestinationAction, DestinationCo
 use migrated_engine::source::{Next, Source, SourceAction, SourceConfig, SourceEvent};
 use migrated_engine::{
     Limits, MAX_RECONNECT_WINDOW, MigrationRecord, MigrationState, Mode, OnTimeout, RECONNECT_GRACE,
-    policy_for,
+    patience_for, policy_for,
 };
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
 use migrated_wire::{
@@ -269,15 +269,19 @@ mod destination {
         }
     }
 
-    fn receiving(window_ms: u64) -> Destination {
-        let config = DestinationConfig {
+    fn config(patience: Duration) -> DestinationConfig {
+        DestinationConfig {
             identity: identity(),
             epoch: EPOCH,
             rehearsal: NOW,
             postcopy: Ok(()),
-            patience: Duration::from_secs(1),
+            patience,
             peer: "a".into(),
-        };
+        }
+    }
+
+    fn receiving(window_ms: u64) -> Destination {
+        let config = config(Duration::from_secs(1));
         let mut destination = Destination::new(config, MigrationRecord::default(), NOW);
         destination.handle(NOW, DestinationEvent::Connected { version: PROTOCOL.min });
         say(&mut destination, preflight(window_ms));
@@ -415,6 +419,28 @@ mod destination {
         relink(&mut destination);
         say(&mut destination, preflight(1000));
         assert_failed(&mut destination, "protocol");
+    }
+
+    #[test]
+    fn a_source_whose_offer_is_lost_is_waited_for_as_long_as_it_tries() {
+        let window = Duration::from_secs(120);
+        let config = config(patience_for(window));
+        let mut destination = Destination::new(config, MigrationRecord::default(), NOW);
+        let come = Duration::from_secs(20);
+        destination.handle(come, DestinationEvent::Connected { version: PROTOCOL.min });
+        destination.handle(come, DestinationEvent::LinkLost("cut".into()));
+        // A source that opens channels and says nothing gains no time.
+        destination.handle(come * 2, DestinationEvent::Reconnected { version: PROTOCOL.min });
+        destination.handle(come * 2, DestinationEvent::LinkLost("again".into()));
+        let until = destination.deadline().unwrap();
+        assert_eq!(until, come + window + RECONNECT_GRACE);
+        destination.handle(until - Duration::from_secs(1), DestinationEvent::Tick);
+        assert_eq!(destination.state(), MigrationState::Negotiating);
+        destination.handle(until, DestinationEvent::Tick);
+        assert_failed(&mut destination, "phase_timeout");
+        // No window makes it wait for ever, or not at all.
+        assert_eq!(patience_for(Duration::MAX), MAX_RECONNECT_WINDOW + RECONNECT_GRACE);
+        assert_eq!(patience_for(Duration::ZERO), Duration::from_secs(30));
     }
 
     #[test]

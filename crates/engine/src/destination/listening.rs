@@ -17,8 +17,8 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    pub(super) const fn begin(deadline: Duration) -> Self {
-        Self { deadline }
+    pub(super) fn begin(now: Duration, patience: Duration) -> Self {
+        Self { deadline: now + patience }
     }
 
     pub(super) const fn deadline(&self) -> Duration {
@@ -27,11 +27,12 @@ impl Listening {
 
     pub(super) fn on(self, common: &mut Common, event: DestinationEvent) -> State {
         match event {
-            DestinationEvent::Connected { .. } | DestinationEvent::Reconnected { .. } => {
-                common.enter(MigrationState::Preflight);
-                common.link.heard(common.now);
-                State::Listening(self)
+            DestinationEvent::Connected { .. } => {
+                // The source's window begins when it loses this link, or has begun already.
+                Self::begin(common.now, common.config.patience).connected(common)
             }
+            // Channels without an offer gain no time.
+            DestinationEvent::Reconnected { .. } => self.connected(common),
             // Nothing has moved: it may connect again.
             DestinationEvent::LinkLost(_) | DestinationEvent::PagesLost(_) => {
                 common.enter(MigrationState::Negotiating);
@@ -56,6 +57,12 @@ impl Listening {
                 None => State::Listening(self),
             },
         }
+    }
+
+    fn connected(self, common: &mut Common) -> State {
+        common.enter(MigrationState::Preflight);
+        common.link.heard(common.now);
+        State::Listening(self)
     }
 }
 

@@ -44,7 +44,8 @@ pub struct DestinationConfig {
     pub rehearsal: Duration,
     /// Whether page faults of a guest can be taken here, or why not and what to do about it.
     pub postcopy: Result<(), String>,
-    /// How long to wait for the source to connect.
+    /// How long to wait for the source's offer, from the beginning and anew from its first connection on: see
+    /// [`patience_for`](crate::patience_for).
     pub patience: Duration,
     /// The source as people name it, for messages.
     pub peer: String,
@@ -71,7 +72,7 @@ impl Destination {
     /// A destination that listens from `now` on.
     #[must_use]
     pub fn new(config: DestinationConfig, record: MigrationRecord, now: Duration) -> Self {
-        let listening = listening::Listening::begin(now + config.patience);
+        let listening = listening::Listening::begin(now, config.patience);
         let mut common = Common::new(config, record, now);
         common.enter(MigrationState::Negotiating);
         Self { common, state: State::Listening(listening) }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use migrated_api::{MigrationRecord, MigrationState, PrepareIncoming, Prepared, RecordRole};
 use migrated_control::{ClientError, IncomingPlan, Request, StartedAt, VmStart, VmState};
+use migrated_engine::{RECONNECT_WINDOW, patience_for};
 use migrated_wire::Token;
 
 use super::admission::{Admitted, Refusal};
@@ -14,8 +15,6 @@ use super::network::named_taps;
 use super::vm::{Vm, unix_ms};
 use super::{Daemon, DaemonError, fill_random};
 
-/// How long an empty VM waits for its source to connect.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How long an incoming VM may take to go away when its source gave up.
 const CLEARING: Duration = Duration::from_secs(5);
 
@@ -120,6 +119,7 @@ impl Daemon {
         let mut secret = [0; 32];
         fill_random(&mut secret)?;
         let token = Token(secret);
+        let window = request.reconnect_window_ms.map_or(RECONNECT_WINDOW, Duration::from_millis);
         let plan = IncomingPlan {
             migration: migration.id,
             vm: request.vm,
@@ -139,7 +139,7 @@ impl Daemon {
             max_channels: admitted.max_channels,
             epoch_file: self.store.epoch_file(&request.migration),
             peer: request.source,
-            patience_ms: PATIENCE.as_millis() as u64,
+            patience_ms: patience_for(window).as_millis() as u64,
             started: StartedAt { unix_ms: migration.record().started_unix_ms, elapsed_ms: 0.0 },
         };
         let launched = self.launch(vm, VmStart::Incoming(Box::new(plan))).await;

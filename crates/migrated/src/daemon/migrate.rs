@@ -8,7 +8,7 @@ use migrated_api::{
     StartMigration, TransportKind, Verify, Versions,
 };
 use migrated_control::{GuestDescription, Limits, MigratePlan, Request, StartedAt, TlsFiles};
-use migrated_engine::MAX_RECONNECT_WINDOW;
+use migrated_engine::{MAX_RECONNECT_WINDOW, RECONNECT_WINDOW};
 use migrated_wire::{MigrationId, PROTOCOL, Token};
 
 use super::clocks::{AskedAt, CLOCKS_DISAGREE};
@@ -149,6 +149,8 @@ impl Daemon {
         transport: TransportKind,
         request: &StartMigration,
     ) -> PrepareIncoming {
+        let defaults = &self.config.migration.defaults;
+        let window = request.reconnect_window_ms.unwrap_or(defaults.reconnect_window_ms);
         PrepareIncoming {
             protocol: Versions { min: PROTOCOL.min, max: PROTOCOL.max },
             migration: migration.to_string(),
@@ -158,7 +160,9 @@ impl Daemon {
             transport,
             channels: request.channels,
             mode: request.mode,
-            verify: request.verify.unwrap_or(self.config.migration.defaults.verify),
+            verify: request.verify.unwrap_or(defaults.verify),
+            // Hosts that don't know it yet need not be told of a window that they wait for anyway.
+            reconnect_window_ms: Some(window).filter(|ms| u128::from(*ms) > RECONNECT_WINDOW.as_millis()),
             epoch: EPOCH,
             source: self.config.name.clone(),
         }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use migrated_engine::destination::{Destination, DestinationConfig, DestinationEvent};
 use migrated_engine::source::{Source, SourceConfig, SourceEvent};
-use migrated_engine::{MigrationRecord, MigrationState, policy_for};
+use migrated_engine::{MigrationRecord, MigrationState, patience_for, policy_for};
 use migrated_pages::{BlockId, PageSet, RamBlock, RamLayout};
 use migrated_wire::{CommitOutcome, GuestIdentity, PROTOCOL, SectionName};
 
@@ -120,7 +120,7 @@ impl Pair {
             epoch: EPOCH,
             rehearsal: Duration::from_micros(100),
             postcopy: Ok(()),
-            patience: Duration::from_secs(30),
+            patience: patience_for(scenario.limits.reconnect_window),
             peer: "source".into(),
         };
         let mut link = Link::new(scenario.channels);
