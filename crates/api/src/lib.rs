@@ -22,11 +22,11 @@ pub use incoming::{
 pub use migration::{MigrationList, RecoverMigration, StartMigration, StartedMigration};
 pub use plan::{LinkSource, MigrationPlan, PlanMigration, PlannedLink};
 pub use problem::{Problem, Reason};
-pub use vm::{Vm, VmList};
+pub use vm::{BalloonTarget, Vm, VmList};
 
 pub use migrated_control::{
-    BootSource, ConsoleRange, GuestSample, MacAddr, MacAddrError, MemoryBacking, NetworkSpec, Resolution,
-    TransportKind, VmSpec, VmState, WorkloadCounters, WriteWindow,
+    Balloon, BootSource, ConsoleRange, GuestSample, MacAddr, MacAddrError, MemoryBacking, NetworkSpec,
+    Resolution, TransportKind, VmSpec, VmState, WorkloadCounters, WriteWindow,
 };
 pub use migrated_cpuid::{
     BaselineSpec, CpuDump, CpuReport, CustomBaseline, FeatureSet, HostIdentity, LostFeature, Mismatch,

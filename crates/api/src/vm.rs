@@ -1,4 +1,4 @@
-use migrated_control::{ConsoleRange, VmSpec, VmState, WorkloadCounters};
+use migrated_control::{Balloon, ConsoleRange, VmSpec, VmState, WorkloadCounters};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -25,12 +25,24 @@ pub struct Vm {
     pub console: ConsoleRange,
     /// What the built-in workload guest counts. Only when a single VM is asked for.
     pub workload: Option<WorkloadCounters>,
+    /// Its balloon, when it has one: that is a guest that boots a kernel. Only when a single VM is asked for.
+    pub balloon: Option<Balloon>,
+    /// The Unix socket on this host that reaches the agent in the guest, when it has a line to one and a process.
+    pub agent_socket: Option<String>,
     /// The CPU that it was given. Only when a single VM is asked for.
     pub cpu: Option<VmCpu>,
     /// Time that vCPUs were kept from running by us since the start, in µs, all together.
     pub vcpu_blocked_us: u64,
     /// Id of the migration it is in.
     pub migration: Option<String>,
+}
+
+/// How much of its RAM a guest shall give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonTarget {
+    /// In all, in bytes; rounded down to whole pages of 4 KiB. At least 64 MiB stay the guest's.
+    pub bytes: u64,
 }
 
 /// All VMs on this host, by name.

@@ -41,4 +41,4 @@ pub use sample::{GuestSample, WriteWindow};
 pub use server::{EventSink, VmService, serve};
 pub use socket::{bind_control, connect_control, listener_from_stdin};
 pub use spec::*;
-pub use status::{PendingResolution, Status, VmState, WorkloadCounters};
+pub use status::{Balloon, PendingResolution, Status, VmState, WorkloadCounters};

@@ -75,6 +75,11 @@ pub enum Request {
     Resume,
     /// Press the guest's power button. Answered when it is pressed, whatever the guest makes of it.
     PressPowerButton,
+    /// Ask the guest to give up RAM. Answered when it is asked; [`Status::balloon`] says how far it is.
+    SetBalloon {
+        /// How much in all, in bytes.
+        bytes: u64,
+    },
     /// Destroy the guest and exit.
     Shutdown,
     /// Answered with [`Response::Console`].

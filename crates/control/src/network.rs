@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -25,14 +26,21 @@ pub struct NetworkSpec {
     /// Name of the TAP on the host. Left out, the kernel finds a free one, `mgt0` and so on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
-    /// Largest packet of the interface in bytes, without the Ethernet header, where it is not the kernel's 1500.
+    /// Largest packet of the interface in bytes, without the Ethernet header, where it is not the kernel's 1500: 68 to
+    /// 65521.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 68, maximum = 65521))]
     pub mtu: Option<u16>,
 }
 
 impl NetworkSpec {
     /// Most interfaces of one VM.
     pub const MAX: usize = 8;
+
+    /// What an MTU may be, in bytes. The smallest packet that every IPv4 host must take whole (RFC 791) is the kernel's
+    /// lower limit for an Ethernet interface; a TAP's upper limit is 65535 with the Ethernet header
+    /// (drivers/net/tun.c).
+    pub const MTU: RangeInclusive<u16> = 68..=65535 - 14;
 
     /// The bridge that holds on the host of that name.
     #[must_use]

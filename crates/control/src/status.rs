@@ -75,6 +75,8 @@ pub struct Status {
     pub console: ConsoleRange,
     /// What the built-in workload guest counts, when it is the guest.
     pub workload: Option<WorkloadCounters>,
+    /// The guest's balloon, when it has one.
+    pub balloon: Option<Balloon>,
     /// Time that vCPUs were kept from running by us since the start, in µs, all vCPUs together.
     pub vcpu_blocked_us: u64,
     /// Where it listens for a guest, at a migration's destination.
@@ -84,6 +86,19 @@ pub struct Status {
     pub migration: Option<MigrationId>,
     /// A commit whose fate it does not know.
     pub unresolved: Option<PendingResolution>,
+}
+
+/// How much of its RAM a guest gives up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Balloon {
+    /// How much the guest is asked for, in bytes. A guest that boots anew after a reset is asked for nothing.
+    pub target_bytes: u64,
+    /// How much it says that it has given up, in bytes.
+    pub actual_bytes: u64,
+    /// What it has given back to the host since its boot, as free or into the balloon, in bytes. It may have taken it
+    /// again.
+    pub given_back_bytes: u64,
 }
 
 /// A source that lost its link after it sent the commit, and waits to be told what became of it.

@@ -167,6 +167,16 @@ impl ApiClient {
         self.call(Method::POST, path, Some((body, "application/json")), patience).await
     }
 
+    /// Puts JSON, and reads the answer.
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ApiClientError> {
+        let body = serde_json::to_vec(body).map_err(|e| self.not_ours(e))?;
+        self.call(Method::PUT, path, Some((body, "application/json")), Self::PATIENCE).await
+    }
+
     /// Posts without a body, and reads the answer.
     pub async fn post_empty<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiClientError> {
         self.call(Method::POST, path, None, Self::PATIENCE).await

@@ -9,6 +9,7 @@ use anyhow::Result;
 use metrics::{Unit, counter, gauge, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use migrated_api::{MigrationRecord, MigrationState, RecordRole, VmState};
+use migrated_control::Status;
 use serde::Serialize;
 
 /// What a metric is.
@@ -93,6 +94,7 @@ const LATE_FRAMES: &str = "migrated_late_frames_total";
 const FIRST_PACKET_SECONDS: &str = "migrated_first_packet_seconds";
 const ACTIVE: &str = "migrated_active_migrations";
 const VMS: &str = "migrated_vms";
+const BALLOON: &str = "migrated_balloon_bytes";
 const BLOCKED: &str = "migrated_vcpu_blocked_seconds";
 const CPU_REFUSALS: &str = "migrated_cpu_refusals_total";
 const CPU_FEATURES_LOST: &str = "migrated_host_cpu_features_lost";
@@ -263,6 +265,14 @@ pub const DECLARED: &[Declared] = &[
     },
     Declared { name: VMS, kind: Kind::Gauge, unit: "count", labels: &["state"], help: "VMs on this host" },
     Declared {
+        name: BALLOON,
+        kind: Kind::Gauge,
+        unit: "bytes",
+        labels: &["amount"],
+        help: "RAM that the guests now on this host are asked to give up (target) and say that they have given up \
+               (actual), all together",
+    },
+    Declared {
         name: BLOCKED,
         kind: Kind::Gauge,
         unit: "seconds",
@@ -331,11 +341,12 @@ impl Metrics {
         with_local_recorder(&self.recorder, || counter!(CPU_REFUSALS, "at" => at).increment(1));
     }
 
-    /// Everything as Prometheus reads it, with the VMs and active migrations of this moment.
+    /// Everything as Prometheus reads it, with the VMs and active migrations of this moment, and what those VMs say
+    /// of themselves that answer.
     pub fn render(
         &self,
         vms: &[VmState],
-        blocked_us: u64,
+        statuses: &[Status],
         active: &[(RecordRole, MigrationState)],
         throttle_percent: f64,
         cpu_features_lost: usize,
@@ -352,7 +363,15 @@ impl Metrics {
                 }
             }
             gauge!(THROTTLE_RATIO).set(throttle_percent / 100.0);
+            let blocked_us: u64 = statuses.iter().map(|status| status.vcpu_blocked_us).sum();
             gauge!(BLOCKED).set(blocked_us as f64 / 1e6);
+            let balloons = || statuses.iter().filter_map(|status| status.balloon);
+            let (target, actual): (u64, u64) = (
+                balloons().map(|balloon| balloon.target_bytes).sum(),
+                balloons().map(|balloon| balloon.actual_bytes).sum(),
+            );
+            gauge!(BALLOON, "amount" => "target").set(target as f64);
+            gauge!(BALLOON, "amount" => "actual").set(actual as f64);
             gauge!(CPU_FEATURES_LOST).set(cpu_features_lost as f64);
         });
         self.handle.run_upkeep();

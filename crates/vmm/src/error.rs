@@ -16,14 +16,26 @@ pub enum BalloonError {
     /// It was made without.
     #[error("this VM has no balloon; a VM that boots a kernel has one")]
     None,
-    /// More than there is.
-    #[error("{bytes} bytes can't be had of a guest with {ram} bytes of RAM")]
+    /// More than a guest can spare.
+    #[error(
+        "{bytes} bytes can't be had of a guest with {ram} bytes of RAM; ask for at most {most}, since it needs the rest"
+    )]
     TooLarge {
         /// What was asked for.
         bytes: u64,
         /// What the guest has.
         ram: u64,
+        /// What may be asked for.
+        most: u64,
     },
+    /// The guest stands still, has ended or is elsewhere.
+    #[error("the guest doesn't run at this moment, so it can't be asked for RAM; ask when it does")]
+    NotRunning,
+    /// Nobody in the guest would hear of it.
+    #[error(
+        "the guest has no driver for its balloon; load virtio_balloon there, or wait until it has booted"
+    )]
+    NoDriver,
 }
 
 /// Why a VM could not be made. The text says what a person would do next.

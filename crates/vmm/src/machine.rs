@@ -211,20 +211,24 @@ impl Vm {
         })
     }
 
+    /// RAM in bytes that no balloon may take from a guest: below, a Linux with little to do runs out of memory, and
+    /// then it ends programs.
+    pub const BALLOON_LEAVES: u64 = 64 << 20;
+
     /// Asks the guest to give up so many bytes of its RAM in all, rounded down to pages. It takes its time, and
     /// [`balloon`](Self::balloon) says how far it is.
     ///
     /// # Errors
-    /// [`BalloonError`] when it has no balloon, or not as much RAM.
+    /// [`BalloonError`]; then the guest is asked for as much as before.
     pub fn set_balloon(&self, bytes: u64) -> Result<(), BalloonError> {
-        let ram = self.machine.ram.layout().total_bytes();
         let devices = self.machine.hardware.devices.as_ref();
         let balloon = devices.and_then(Devices::balloon).ok_or(BalloonError::None)?;
-        if bytes > ram {
-            return Err(BalloonError::TooLarge { bytes, ram });
+        let ram = self.machine.ram.layout().total_bytes();
+        let most = ram.saturating_sub(Self::BALLOON_LEAVES);
+        if bytes > most {
+            return Err(BalloonError::TooLarge { bytes, ram, most });
         }
-        balloon.set_target(bytes);
-        Ok(())
+        balloon.set_target(bytes, || self.run_state() == RunState::Running)
     }
 
     /// What is known of the guest's balloon, if it has one.

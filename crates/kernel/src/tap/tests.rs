@@ -107,8 +107,14 @@ fn refusals_name_what_to_do() {
     let missing = refusal(&pair, None, None, Some("br1")).to_string();
     assert!(missing.contains("ip link add br1 type bridge"), "{missing}");
     assert!(matches!(refusal(&pair, None, None, Some("veth0")), TapError::NotBridge { .. }));
-    assert!(matches!(refusal(&pair, None, Some(60), None), TapError::Mtu { mtu: 60 }));
+    for mtu in [67, 65522] {
+        assert!(
+            matches!(refusal(&pair, None, Some(mtu), None), TapError::Mtu { mtu: refused } if refused == mtu)
+        );
+    }
     assert!(!ip(&pair, "link show").contains("mgt"), "a refused one leaves nothing");
+    let _widest = pair.enter(0, || Tap::open(Some("widest"), Some(65521), None)).unwrap().unwrap();
+    assert!(ip(&pair, "link show widest").contains("mtu 65521"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The command line. Everything but `serve`, `vm-process` and `certs` is a caller of the HTTP API.
 
+mod balloon;
 mod certs;
 mod connect;
 mod console;

@@ -22,8 +22,10 @@ pub fn network(text: &str) -> Result<NetworkSpec, String> {
             ("mac", _) => network.mac = Some(value.parse().map_err(|e: MacAddrError| e.to_string())?),
             ("tap", _) => network.tap = Some(value.to_owned()),
             ("mtu", _) => {
-                let wrong = |_| format!("{value:?} is no MTU; it must be 68 to 65535 bytes");
-                network.mtu = Some(value.parse().map_err(wrong)?);
+                let (least, most) = NetworkSpec::MTU.into_inner();
+                let wrong = || format!("{value:?} is no MTU; it must be {least} to {most} bytes");
+                let mtu = value.parse().ok().filter(|mtu| (least..=most).contains(mtu));
+                network.mtu = Some(mtu.ok_or_else(wrong)?);
             }
             _ => {
                 return Err(format!("{key:?} is not known; there are bridge, bridge@HOST, mac, tap and mtu"));
@@ -59,6 +61,9 @@ mod tests {
         let read = network(typed).unwrap();
         assert_eq!(read.bridge_on("host-b"), "br1");
         assert_eq!(in_words(&read), "br0, 52:54:00:12:34:56, TAP tap0, MTU 9000, br1 on host-b");
+        for mtu in [68, 65521] {
+            assert_eq!(network(&format!("bridge=br0,mtu={mtu}")).unwrap().mtu, Some(mtu));
+        }
         assert_eq!(
             network("bridge=br0").unwrap(),
             NetworkSpec { bridge: "br0".into(), ..Default::default() }
@@ -77,6 +82,8 @@ mod tests {
             ("bridge=br0,bridge@=br1", "not known"),
             ("bridge=br0,vlan=3", "not known"),
             ("bridge=br0,mtu=65536", "no MTU"),
+            ("bridge=br0,mtu=65522", "68 to 65521"),
+            ("bridge=br0,mtu=67", "no MTU"),
             ("bridge=br0,mac=53:54:00:12:34:56", "group"),
             ("bridge=br0,mac=00:50:56:12:34:56", "vendors"),
         ] {

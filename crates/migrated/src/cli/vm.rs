@@ -5,6 +5,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use migrated_api::{BootSource, MemoryBacking, NetworkSpec, Vm, VmList, VmSpec};
 
+use super::balloon::{self, BalloonArgs};
 use super::console::{self, ConsoleArgs};
 use super::cpu::list::wrapped;
 use super::cpu::source::baseline_spec;
@@ -31,6 +32,8 @@ pub enum VmCommand {
     Resume(VmArg),
     /// Press a VM's power button and wait until the guest has shut down.
     Shutdown(ShutdownArgs),
+    /// Ask a VM's guest to give up RAM to its host, or to take it again.
+    Balloon(BalloonArgs),
     /// End a VM and remove everything of it.
     Delete(VmArg),
     /// Use a VM's console: as a terminal, or in a pipe.
@@ -160,6 +163,7 @@ pub async fn run(client: &ApiClient, output: Output, command: VmCommand) -> Resu
             output.value(&vm, |vm| format!("{} {}", vm.name, vm.state))
         }
         VmCommand::Shutdown(args) => shutdown::run(client, output, args).await,
+        VmCommand::Balloon(args) => balloon::run(client, output, args).await,
         VmCommand::Delete(VmArg { vm }) => Ok(client.delete(&format!("/v1/vms/{vm}")).await?),
         VmCommand::Console(args) => console::run(client, args).await,
     }
@@ -203,6 +207,8 @@ fn vm_for_people(vm: &Vm) -> String {
     for network in &vm.spec.network {
         row("network", Some(in_words(network)));
     }
+    row("balloon", vm.balloon.map(|balloon| balloon::in_words(&balloon)));
+    row("agent", vm.agent_socket.clone());
     if let Some(cpu) = &vm.cpu {
         let best = cpu.best.clone().unwrap_or_else(|| "no named baseline".into());
         row("cpu", Some(format!("{best} (made from {})", cpu.baseline)));

@@ -59,6 +59,11 @@ pub enum DaemonError {
         "the guest of VM {0} is the built-in workload, which has no power button; delete the VM to end it"
     )]
     NoPowerButton(String),
+    /// A guest without a driver for one.
+    #[error(
+        "the guest of VM {0} is the built-in workload, which has no balloon; a VM that boots a kernel has one"
+    )]
+    NoBalloon(String),
     /// A VM takes part in one migration at a time.
     #[error("VM {vm} is in migration {migration}; wait for its end, or cancel it")]
     MigrationInProgress {
@@ -196,6 +201,7 @@ impl DaemonError {
             Self::VmUnreachable { .. } => "vm_process_unreachable",
             Self::WrongState { .. } => "wrong_vm_state",
             Self::NoPowerButton(_) => "guest_without_acpi",
+            Self::NoBalloon(_) => "guest_without_balloon",
             Self::MigrationInProgress { .. } => "migration_in_progress",
             Self::NotCancellable { .. } => "migration_not_cancellable",
             Self::RunsElsewhere { .. } => "guest_runs_elsewhere",

@@ -155,12 +155,15 @@ impl Daemon {
         if matches!(vm.spec.boot, BootSource::Workload { .. }) {
             return Err(DaemonError::NoPowerButton(vm.spec.name.clone()));
         }
-        let (state, _) = vm.state();
-        if state != VmState::Running {
-            let vm = vm.spec.name.clone();
-            return Err(DaemonError::WrongState { vm, state, wanted: "running" });
+        vm.ask_running(Request::PressPowerButton).await
+    }
+
+    /// Asks a VM's guest to give up so many bytes of its RAM in all; it takes its time, also while it migrates.
+    pub async fn set_balloon(&self, vm: &Vm, bytes: u64) -> Result<(), DaemonError> {
+        if matches!(vm.spec.boot, BootSource::Workload { .. }) {
+            return Err(DaemonError::NoBalloon(vm.spec.name.clone()));
         }
-        vm.client()?.perform(Request::PressPowerButton).await.map_err(|e| vm.failed(e))
+        vm.ask_running(Request::SetBalloon { bytes }).await
     }
 
     async fn switch(&self, vm: &Vm, request: Request, to: VmState) -> Result<(), DaemonError> {
@@ -226,6 +229,16 @@ pub(super) async fn ready_and_state(client: &ControlClient, vm: &Vm) -> Result<V
 }
 
 impl Vm {
+    /// Asks something of its process that only a guest that runs can do.
+    async fn ask_running(&self, request: Request) -> Result<(), DaemonError> {
+        let (state, _) = self.state();
+        if state != VmState::Running {
+            let vm = self.spec.name.clone();
+            return Err(DaemonError::WrongState { vm, state, wanted: "running" });
+        }
+        self.client()?.perform(request).await.map_err(|e| self.failed(e))
+    }
+
     /// How its process died, as the reason why it could not be made.
     fn died(&self) -> DaemonError {
         match self.death() {

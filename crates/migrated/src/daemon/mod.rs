@@ -146,6 +146,7 @@ impl Daemon {
             Ok(status) => {
                 shown.console = status.console;
                 shown.workload = status.workload;
+                shown.balloon = status.balloon;
                 shown.vcpu_blocked_us = status.vcpu_blocked_us;
             }
             Err(reason) => {
@@ -170,6 +171,8 @@ impl Daemon {
             created_unix_ms: vm.created_unix_ms(),
             console: Default::default(),
             workload: None,
+            balloon: None,
+            agent_socket: vm.agent_socket(),
             cpu: None,
             vcpu_blocked_us: 0,
             migration: vm.migration(),
@@ -181,9 +184,9 @@ impl Daemon {
         let vms: Vec<_> = self.vms.lock().values().cloned().collect();
         let asked = vms.iter().map(|vm| async {
             let client = vm.client().ok()?;
-            client.status().await.ok().map(|status| status.vcpu_blocked_us)
+            client.status().await.ok()
         });
-        let blocked = futures_util::future::join_all(asked).await.into_iter().flatten().sum();
+        let statuses = futures_util::future::join_all(asked).await.into_iter().flatten().collect::<Vec<_>>();
         let states: Vec<_> = vms.iter().map(|vm| vm.state().0).collect();
         let migrations = self.migrations();
         let throttle = migrations.iter().map(|migration| migration.throttle_percent()).fold(0.0, f64::max);
@@ -192,7 +195,7 @@ impl Daemon {
             .map(|migration| (migration.role(), migration.state()))
             .filter(|(_, state)| !state.is_final())
             .collect();
-        self.metrics.render(&states, blocked, &active, throttle, self.cpu.features_lost())
+        self.metrics.render(&states, &statuses, &active, throttle, self.cpu.features_lost())
     }
 
     /// Enters a VM, unless its name, id or an address is taken or there is no room for it. A VM that went away takes

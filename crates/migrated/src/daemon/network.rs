@@ -16,9 +16,6 @@ use super::{Daemon, DaemonError, fill_random};
 use fault::NetworkFault;
 use host::is_interface_name;
 
-/// Bytes of the smallest packet that every IPv4 host must take whole (RFC 791), which is the kernel's lower limit
-/// for an Ethernet interface.
-const MIN_MTU: u16 = 68;
 /// Most hosts that may call their bridge otherwise.
 const MAX_BRIDGES: usize = 256;
 
@@ -36,7 +33,7 @@ pub fn faults(spec: &VmSpec) -> Vec<Reason> {
         if network.bridges.len() > MAX_BRIDGES {
             faults.push(NetworkFault::TooManyBridges { index, bridges: network.bridges.len() });
         }
-        if let Some(mtu) = network.mtu.filter(|mtu| *mtu < MIN_MTU) {
+        if let Some(mtu) = network.mtu.filter(|mtu| !NetworkSpec::MTU.contains(mtu)) {
             faults.push(NetworkFault::Mtu { index, mtu });
         }
         if let Some(mac) = network.mac.filter(|mac| !macs.insert(*mac)) {
@@ -145,7 +142,7 @@ mod tests {
     fn interfaces_that_can_be_somewhere_are_accepted() {
         let good = serde_json::json!([
             { "bridge": "br0", "bridges": { "b": "br0.100" }, "tap": "tap-0", "mtu": 68 },
-            { "bridge": "fifteen-bytes-x", "mac": "52:54:00:00:00:01", "mtu": 65535 },
+            { "bridge": "fifteen-bytes-x", "mac": "52:54:00:00:00:01", "mtu": 65521 },
         ]);
         assert_eq!(codes(good), Vec::<String>::new());
     }
@@ -155,11 +152,11 @@ mod tests {
         let mac = "52:54:00:00:00:01";
         let wrong = serde_json::json!([
             { "bridge": "", "bridges": { "b": "a/b" }, "tap": "sixteen-bytes-xy", "mtu": 67 },
-            { "bridge": "..", "mac": mac, "tap": "t" },
+            { "bridge": "..", "mac": mac, "tap": "t", "mtu": 65522 },
             { "bridge": "a b", "mac": mac, "tap": "t" },
         ]);
-        let name = "invalid_interface_name";
-        assert_eq!(codes(wrong), [name, name, name, "invalid_mtu", name, name, "mac_in_use", "tap_in_use"]);
+        let (name, mtu) = ("invalid_interface_name", "invalid_mtu");
+        assert_eq!(codes(wrong), [name, name, name, mtu, name, mtu, name, "mac_in_use", "tap_in_use"]);
         let many = vec![serde_json::json!({ "bridge": "a:b" }); 9];
         assert_eq!(codes(many.into()), [&["too_many_networks"][..], &[name; 8]].concat());
         let bridges: serde_json::Map<_, _> = (0..257).map(|n| (format!("h{n}"), "br0".into())).collect();

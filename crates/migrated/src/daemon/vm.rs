@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use migrated_control::{ControlClient, VmDir, VmSpec, VmState};
+use migrated_control::{BootSource, ControlClient, VmDir, VmSpec, VmState};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -114,6 +114,13 @@ impl Vm {
     /// It has a process now.
     pub fn set_process(&self, process: ProcessId) {
         self.live.lock().process = Some(process);
+    }
+
+    /// Where host programs reach the agent in the guest: a guest that boots a kernel has a line to one, which its
+    /// process serves.
+    pub fn agent_socket(&self) -> Option<String> {
+        let has_line = matches!(self.spec.boot, BootSource::Kernel { .. });
+        (has_line && self.pid().is_some()).then(|| self.dir.agent_socket().display().to_string())
     }
 
     /// How its process ended.

@@ -56,6 +56,7 @@ fn declared() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(vms::list, vms::create))
         .routes(routes!(vms::show, vms::delete))
         .routes(routes!(vms::shut_down))
+        .routes(routes!(vms::set_balloon))
         .routes(routes!(vms::pause))
         .routes(routes!(vms::resume))
         .routes(routes!(console::read, console::write))

@@ -52,6 +52,7 @@ fn status(error: &DaemonError) -> StatusCode {
         | DaemonError::Network(_)
         | DaemonError::WrongState { .. }
         | DaemonError::NoPowerButton(_)
+        | DaemonError::NoBalloon(_)
         | DaemonError::MigrationInProgress { .. }
         | DaemonError::NotCancellable { .. }
         | DaemonError::RunsElsewhere { .. }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use migrated_api::{Problem, Vm, VmList, VmSpec};
+use migrated_api::{BalloonTarget, Problem, Vm, VmList, VmSpec};
 
 use super::extract::{Json, Key};
 use super::{ApiError, to_its_end};
@@ -85,6 +85,31 @@ pub async fn shut_down(
     let vm = daemon.vm(&key)?;
     daemon.shut_down(&vm).await?;
     Ok((StatusCode::ACCEPTED, axum::Json(daemon.show(&vm).await)))
+}
+
+/// Asks a guest to give up RAM to its host, or to take it again. It takes its time: `balloon` of the VM says how far
+/// it is. The target moves with the guest, and ends with its boot.
+#[utoipa::path(
+    put, path = "/v1/vms/{vm}/balloon", tag = "vms", operation_id = "set_balloon", request_body = BalloonTarget,
+    params(("vm" = String, Path, description = "Name or id of the VM")),
+    responses(
+        (status = 200, description = "The guest is asked", body = Vm),
+        (status = 409, description = "Nobody can be asked: the VM is not running (`wrong_vm_state`, `guest_not_running`), \
+         its guest is the workload (`guest_without_balloon`) or has no driver yet (`balloon_without_driver`)",
+         body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "More than the guest can spare (`balloon_too_large`)", body = Problem,
+         content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub async fn set_balloon(
+    State(daemon): State<Arc<Daemon>>,
+    Key(key): Key,
+    Json(target): Json<BalloonTarget>,
+) -> Result<axum::Json<Vm>, ApiError> {
+    let vm = daemon.vm(&key)?;
+    daemon.set_balloon(&vm, target.bytes).await?;
+    Ok(axum::Json(daemon.show(&vm).await))
 }
 
 /// Stops a VM's vCPUs.

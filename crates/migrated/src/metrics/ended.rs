@@ -144,7 +144,7 @@ mod tests {
         };
         metrics.migration_ended(&of(RecordRole::Source, Mode::Hybrid));
         metrics.migration_ended(&of(RecordRole::Destination, Mode::Precopy));
-        let text = metrics.render(&[], 0, &[], 0.0, 0);
+        let text = metrics.render(&[], &[], &[], 0.0, 0);
         for counted in [
             "migrated_late_frames_total{role=\"source\",fate=\"carried\"} 5\n",
             "migrated_late_frames_total{role=\"destination\",fate=\"carried\"} 5\n",

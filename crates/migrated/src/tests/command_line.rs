@@ -19,6 +19,8 @@ fn what_people_type_is_taken_or_refused() {
         "migrated vm create --name a --kernel k --net bridge=br0 --net bridge=br1,mac=52:54:00:12:34:56,bridge@b=br2",
         "migrated vm console a --follow",
         "migrated vm shutdown a --timeout 0s",
+        "migrated vm balloon a 256M",
+        "migrated vm balloon a 0",
         "migrated vm console a --from 5 --escape ^A",
         "migrated vm console a --no-input --from 0",
         "migrated migrate a --to b --max-downtime 50ms --bandwidth 1gbit --channels 2 --verify before --timeout 60s \
@@ -48,6 +50,9 @@ fn what_people_type_is_taken_or_refused() {
         ("migrated vm create --name a --workload x --initramfs i", "cannot be used with"),
         ("migrated vm create --name a --workload x --memory lots", "no size"),
         ("migrated vm create --name a --workload x --net br0", "is no part of a network"),
+        ("migrated vm create --name a --workload x --net bridge=b,mtu=65522", "no MTU"),
+        ("migrated vm balloon a", "<SIZE>"),
+        ("migrated vm balloon a most", "no size"),
         ("migrated vm console a --escape ^1x", "no key"),
         ("migrated vm console a --send x --follow", "cannot be used with"),
         ("migrated vm console a --no-input --follow", "cannot be used with"),

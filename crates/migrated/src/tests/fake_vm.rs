@@ -13,6 +13,7 @@
 //! | `departing` | can't be watched, because a migration begins |
 //! | `loops` | once it was reset, it resets itself again at once |
 //! | `homeless` | once it was reset, it finds no kernel |
+//! | `driverless` | has no driver for its balloon |
 //! | `measured` | its migration says that it sent 64 MiB at 3 Gbit/s, in the record of its end |
 
 use std::io::{BufRead, BufReader, Write};
@@ -24,7 +25,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use migrated_api::{MigrationRecord, MigrationState, RecordError, RecordRole};
 use migrated_control::{
-    BootSource, ConsoleFile, ControlError, EpochRecord, ErrorKind, Event, EventSink, ExitReport,
+    Balloon, BootSource, ConsoleFile, ControlError, EpochRecord, ErrorKind, Event, EventSink, ExitReport,
     GuestDescription, GuestSample, IncomingPlan, MigratePlan, PendingResolution, Request, Resolution,
     Response, SectionRef, Status, VmDir, VmService, VmStart, VmState, WriteWindow, listener_from_stdin,
     serve,
@@ -65,6 +66,7 @@ struct Inner {
     state: VmState,
     record: MigrationRecord,
     unresolved: Option<PendingResolution>,
+    balloon: Balloon,
     cancelled: bool,
     /// At a destination: its epoch is committed, or it promised never to run.
     settled: Option<Resolution>,
@@ -85,6 +87,7 @@ impl FakeVm {
             state,
             record: MigrationRecord::default(),
             unresolved: None,
+            balloon: Balloon::default(),
             cancelled: false,
             settled: None,
             listener: listener.as_ref().map(|listener| listener.try_clone().unwrap()),
@@ -119,6 +122,10 @@ impl FakeVm {
     fn does(&self, word: &str) -> bool {
         let (BootSource::Workload { cmdline } | BootSource::Kernel { cmdline, .. }) = &self.start.spec().boot;
         cmdline.split(' ').any(|is| is == word)
+    }
+
+    fn has_balloon(&self) -> bool {
+        matches!(self.start.spec().boot, BootSource::Kernel { .. })
     }
 
     fn set_state(&self, state: VmState) {
@@ -315,6 +322,7 @@ impl VmService for Service {
                     reason: None,
                     console: vm.console.lock().range(),
                     workload: None,
+                    balloon: vm.has_balloon().then_some(inner.balloon),
                     vcpu_blocked_us: 7,
                     endpoints: Vec::new(),
                     migration: inner.record.id.parse().ok(),
@@ -343,6 +351,14 @@ impl VmService for Service {
             Request::Pause => vm.set_state(VmState::Paused),
             Request::Resume => vm.set_state(VmState::Running),
             Request::PressPowerButton => vm.exit(VmState::Stopped, "shutdown"),
+            Request::SetBalloon { .. } if vm.does("driverless") => {
+                return Err(ControlError::new(ErrorKind::Conflict, "balloon_without_driver", "no driver"));
+            }
+            // This guest gives half at once.
+            Request::SetBalloon { bytes } => {
+                vm.inner.lock().balloon =
+                    Balloon { target_bytes: bytes, actual_bytes: bytes / 2, given_back_bytes: bytes / 2 };
+            }
             Request::Shutdown => vm.exit(VmState::Stopped, "shutdown"),
             Request::ConsoleRead { from, max, .. } => {
                 return Ok(Response::Console(vm.console.lock().read(from, max as usize).unwrap()));

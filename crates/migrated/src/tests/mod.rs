@@ -2,6 +2,7 @@
 
 mod access;
 mod api;
+mod balloon;
 mod command_line;
 mod console;
 mod cpu;

@@ -18,6 +18,7 @@ fn everything_that_the_issue_asks_for_is_there() {
     let expected = [
         ("/v1/vms", &["get", "post"][..]),
         ("/v1/vms/{vm}", &["get", "delete"]),
+        ("/v1/vms/{vm}/balloon", &["put"]),
         ("/v1/vms/{vm}/pause", &["post"]),
         ("/v1/vms/{vm}/resume", &["post"]),
         ("/v1/vms/{vm}/console", &["get", "post"]),

@@ -7,7 +7,7 @@ use migrated_control::{
 };
 use migrated_engine::{MigrationState, RecordError};
 use migrated_guest::GuestError;
-use migrated_vmm::{InputRefused, PowerButtonError, Vm};
+use migrated_vmm::{BalloonError, InputRefused, PowerButtonError, Vm};
 use migrated_wire::{CommitOutcome, MigrationId};
 
 use super::migration::{Active, resolution};
@@ -44,6 +44,7 @@ impl VmService for Service {
             Request::Pause => self.switch(Vm::pause),
             Request::Resume => self.switch(Vm::resume),
             Request::PressPowerButton => self.press_power_button(),
+            Request::SetBalloon { bytes } => self.set_balloon(bytes),
             Request::Shutdown => {
                 process.end(ExitReport {
                     state: VmState::Stopped,
@@ -119,6 +120,19 @@ impl Service {
                 PowerButtonError::Ignored => "power_button_ignored",
             };
             errors::conflict(code, error.to_string())
+        })
+    }
+
+    fn set_balloon(&self, bytes: u64) -> Result<Response, ControlError> {
+        let set = self.vm()?.set_balloon(bytes);
+        set.map(|()| Response::Done).map_err(|error| {
+            let (kind, code) = match error {
+                BalloonError::None => (ErrorKind::Conflict, "guest_without_balloon"),
+                BalloonError::TooLarge { .. } => (ErrorKind::InvalidInput, "balloon_too_large"),
+                BalloonError::NotRunning => (ErrorKind::Conflict, "guest_not_running"),
+                BalloonError::NoDriver => (ErrorKind::Conflict, "balloon_without_driver"),
+            };
+            ControlError::new(kind, code, error.to_string())
         })
     }
 

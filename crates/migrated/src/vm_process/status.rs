@@ -1,4 +1,5 @@
-use migrated_control::{ConsoleRange, Status};
+use migrated_control::{Balloon, ConsoleRange, Status};
+use migrated_vmm::{BalloonStatus, Vm};
 
 use super::process::Process;
 
@@ -19,9 +20,15 @@ pub fn status(process: &Process) -> Status {
         reason,
         console,
         workload: vm.as_ref().and_then(|vm| process.gaps.read(vm)),
+        balloon: vm.as_ref().and_then(Vm::balloon).map(balloon),
         vcpu_blocked_us: vm.as_ref().map_or(0, |vm| vm.blocked().as_micros() as u64),
         endpoints: process.endpoints(),
         migration,
         unresolved,
     }
+}
+
+fn balloon(status: BalloonStatus) -> Balloon {
+    let BalloonStatus { target_bytes, actual_bytes, given_back_bytes } = status;
+    Balloon { target_bytes, actual_bytes, given_back_bytes }
 }

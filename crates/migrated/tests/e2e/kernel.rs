@@ -1,5 +1,6 @@
 //! A kernel that is not ours: a few instructions in an ELF file with the PVH note.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread;
 
@@ -217,6 +218,11 @@ fn guests_reset_switch_off_and_crash() {
     said(b"B");
     let (code, _) = lab.a.cli_refused(&["vm", "shutdown", "k"]);
     assert_eq!(code, "power_button_ignored");
+    let (code, detail) = lab.a.cli_refused(&["vm", "balloon", "k", "1M"]);
+    assert!(code == "balloon_too_large" && detail.contains("at most 0"), "{code}: {detail}");
+    let (code, _) = lab.a.cli_refused(&["vm", "balloon", "k", "0"]);
+    assert_eq!(code, "balloon_without_driver");
+    UnixStream::connect(made["agent_socket"].as_str().unwrap()).unwrap();
     send("r");
     // The same VM, on whose console the first boot is still to be read.
     said(b"BB");

@@ -19,8 +19,11 @@ pub enum NetworkFault {
          `%`"
     )]
     Name { index: usize, name: String },
-    /// Too small for the kernel.
-    #[error("network {index}: an MTU of {mtu} bytes is too small; it must be 68 to 65535")]
+    /// The kernel would not take it.
+    #[error(
+        "network {index}: a TAP can't have an MTU of {mtu} bytes; it must be {} to {}",
+        NetworkSpec::MTU.start(), NetworkSpec::MTU.end()
+    )]
     Mtu { index: usize, mtu: u16 },
     /// Two interfaces of the VM would be one on the wire.
     #[error(

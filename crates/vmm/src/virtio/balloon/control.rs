@@ -1,10 +1,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use migrated_pages::PAGE_SIZE;
+use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
+
+use crate::BalloonError;
 
 /// What is known of a guest's balloon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +25,11 @@ pub struct BalloonStatus {
 #[derive(Debug)]
 pub(crate) struct BalloonControl {
     /// In pages, as the driver counts.
-    target: AtomicU32,
+    target: Mutex<u32>,
     actual: AtomicU32,
     given_back_bytes: AtomicU64,
+    /// Whether the guest has a driver that is ready.
+    driven: AtomicBool,
     /// Signalled when `target` has changed.
     changed: Arc<OwnedFd>,
 }
@@ -36,18 +41,34 @@ impl BalloonControl {
     /// When there are too many open files.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            target: AtomicU32::new(0),
+            target: Mutex::new(0),
             actual: AtomicU32::new(0),
             given_back_bytes: AtomicU64::new(0),
+            driven: AtomicBool::new(false),
             changed: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
         })
     }
 
-    /// Asks the guest for so many bytes of its RAM, rounded down to pages. A guest may take its time, or never do it.
-    pub(crate) fn set_target(&self, bytes: u64) {
-        self.store_target(u32::try_from(bytes / PAGE_SIZE as u64).unwrap_or(u32::MAX));
+    /// Asks a guest that runs, as `runs` says, for so many bytes of its RAM, rounded down to pages. A guest may take
+    /// its time, or never do it.
+    ///
+    /// It is asked under the target's lock: that is saved under it while the guest stands still, so a new target is
+    /// either saved or refused.
+    ///
+    /// # Errors
+    /// [`BalloonError::NotRunning`] and [`BalloonError::NoDriver`]; then the target is as it was.
+    pub(crate) fn set_target(&self, bytes: u64, runs: impl FnOnce() -> bool) -> Result<(), BalloonError> {
+        let mut target = self.target.lock();
+        if !runs() {
+            return Err(BalloonError::NotRunning);
+        }
+        if !self.driven.load(Ordering::Relaxed) {
+            return Err(BalloonError::NoDriver);
+        }
+        *target = u32::try_from(bytes / PAGE_SIZE as u64).unwrap_or(u32::MAX);
         // Fails only when it is signalled already.
         let _ = rustix::io::write(&*self.changed, &1u64.to_ne_bytes());
+        Ok(())
     }
 
     pub(crate) fn status(&self) -> BalloonStatus {
@@ -60,11 +81,16 @@ impl BalloonControl {
     }
 
     pub(super) fn target(&self) -> u32 {
-        self.target.load(Ordering::Relaxed)
+        *self.target.lock()
     }
 
     pub(super) fn store_target(&self, pages: u32) {
-        self.target.store(pages, Ordering::Relaxed);
+        *self.target.lock() = pages;
+    }
+
+    /// The guest's driver is ready, or no more.
+    pub(super) fn set_driven(&self, driven: bool) {
+        self.driven.store(driven, Ordering::Relaxed);
     }
 
     pub(super) fn actual(&self) -> u32 {

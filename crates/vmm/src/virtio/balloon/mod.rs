@@ -160,6 +160,7 @@ impl VirtioDevice for Balloon {
 
     fn activate(&mut self, features: u64) {
         self.features = features;
+        self.control.set_driven(true);
     }
 
     fn reset(&mut self) {
@@ -167,6 +168,7 @@ impl VirtioDevice for Balloon {
         self.poison = 0;
         self.positions = Default::default();
         self.control.store_actual(0);
+        self.control.set_driven(false);
     }
 
     fn serve_queue(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Served, DeviceError> {

@@ -8,8 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::super::testing::{Buffer, Driver, Interrupt, Ram};
 use super::*;
-use crate::MemoryBacking;
-use crate::memory;
+use crate::{BalloonError, MemoryBacking, memory};
 
 const REPORT: usize = 4;
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -281,7 +280,7 @@ fn the_guest_hears_of_a_new_target_and_says_how_far_it_is() {
     let host = Host::new(2 << 20);
     let mut balloon = host.balloon();
     let mut driver = Driver::new(&host.ram, &mut balloon);
-    host.control.set_target((1 << 20) + 1);
+    host.control.set_target((1 << 20) + 1, || true).unwrap();
     driver.host(&mut balloon);
     assert_eq!(driver.interrupts(), [Interrupt::Config]);
     let mut config = [0xff; 20];
@@ -299,11 +298,25 @@ fn the_guest_hears_of_a_new_target_and_says_how_far_it_is() {
 }
 
 #[test]
+fn a_guest_that_stands_still_or_has_no_driver_is_not_asked() {
+    let host = Host::new(2 << 20);
+    let mut balloon = host.balloon();
+    let refused = |runs| host.control.set_target(1 << 20, || runs).unwrap_err();
+    assert!(matches!(refused(true), BalloonError::NoDriver));
+    let mut driver = Driver::new(&host.ram, &mut balloon);
+    assert!(matches!(refused(false), BalloonError::NotRunning));
+    driver.host(&mut balloon);
+    assert_eq!((host.control.status().target_bytes, driver.interrupts()), (0, vec![]));
+    balloon.reset();
+    assert!(matches!(refused(true), BalloonError::NoDriver));
+}
+
+#[test]
 fn its_state_moves_and_one_that_fits_no_guest_of_this_size_is_refused() {
     let host = Host::new(2 << 20);
     let mut balloon = host.balloon();
     let mut driver = Driver::new(&host.ram, &mut balloon);
-    host.control.set_target(1 << 20);
+    host.control.set_target(1 << 20, || true).unwrap();
     balloon.write_config(ACTUAL as u64, &7u32.to_le_bytes());
     balloon.write_config(POISON_VAL as u64, &5u32.to_le_bytes());
     driver.give(REPORT, &[pages(100, 1)]);
@@ -321,7 +334,7 @@ fn its_state_moves_and_one_that_fits_no_guest_of_this_size_is_refused() {
 
     assert!(arrived.restore(&state[..state.len() - 1]).is_err());
     assert!(arrived.restore(&[&state[..], &[0]].concat()).is_err());
-    host.control.set_target(4 << 20);
+    host.control.set_target(4 << 20, || true).unwrap();
     let refusal = other.balloon().restore(&balloon.save()).unwrap_err();
     assert!(refusal.contains("1024 pages, the guest has 512"), "{refusal}");
 }

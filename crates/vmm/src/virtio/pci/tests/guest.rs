@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::driver::{self, Driver, EVENT_IDX, VERSION_1};
 use crate::boot::{BootPlan, BootProtocol};
 use crate::pci::PciBus;
-use crate::{DeviceConfig, PausedVm, Vm, VmConfig};
+use crate::{BalloonError, BalloonStatus, DeviceConfig, PausedVm, Vm, VmConfig};
 
 const RAM: usize = 4 << 20;
 const RINGS: u64 = 0x10_0000;
@@ -35,7 +35,11 @@ fn config(tracking: TrackerKind) -> VmConfig {
 }
 
 fn run(tracking: TrackerKind) -> Vm {
-    Vm::create(config(tracking), |memory, _| {
+    boot(config(tracking))
+}
+
+fn boot(config: VmConfig) -> Vm {
+    Vm::create(config, |memory, _| {
         memory.write_slice(&LOOP, GuestAddress(CODE)).unwrap();
         Ok(BootPlan { entry: CODE, protocol: BootProtocol::Pvh, info: 0, ap_entry: None })
     })
@@ -219,13 +223,58 @@ fn interrupts_and_requests_on_their_way_arrive() {
 }
 
 #[test]
+fn a_guest_hears_what_the_host_wants_of_its_ram_and_gives_it() {
+    require!(Kvm);
+    let spare: u64 = 4 << 20;
+    let ram = Vm::BALLOON_LEAVES + spare;
+    let vm = boot(VmConfig { devices: vec![DeviceConfig::Balloon], ..VmConfig::new("test", ram) });
+    assert!(matches!(vm.set_balloon(spare).unwrap_err(), BalloonError::NoDriver));
+    vm.pause().unwrap();
+    switch_apic_on(&vm);
+    let bus = bus(&vm);
+    let driver = Driver::new(&bus, vm.ram().memory(), 1);
+    driver.start(VERSION_1, RINGS);
+    driver.msix_control(1 << 15);
+    driver.set_vector(0, 0x52, false);
+    driver.use_vectors(0, 1);
+    assert!(matches!(vm.set_balloon(spare).unwrap_err(), BalloonError::NotRunning));
+    vm.resume().unwrap();
+    let refused = vm.set_balloon(spare + 1).unwrap_err();
+    assert!(matches!(refused, BalloonError::TooLarge { most, .. } if most == spare), "{refused}");
+    assert_eq!(vm.balloon().unwrap().target_bytes, 0, "a refusal asks for nothing");
+
+    vm.set_balloon(spare).unwrap();
+    assert_eq!(driver.read(driver.device), 1024u32.to_le_bytes());
+    wait_until("the interrupt", || {
+        vm.pause().unwrap();
+        let is = is_requested(&vm, 0x52);
+        vm.resume().unwrap();
+        is
+    });
+    // Each buffer of the queue that inflates names other pages.
+    let named = driver::BUFFER as u32 / 4;
+    for buffer in 0..u32::from(driver::SIZE) {
+        let memory = vm.ram().memory();
+        memory.write_obj(0u32, GuestAddress(RINGS + 16 * u64::from(buffer) + 12)).unwrap();
+        for n in 0..named {
+            let at = RINGS + 0x3000 + 0x1000 * u64::from(buffer) + 4 * u64::from(n);
+            memory.write_obj(4096 + named * buffer + n, GuestAddress(at)).unwrap();
+        }
+    }
+    let given = u64::from(named) * u64::from(driver::SIZE) * 0x1000;
+    driver.offer(RINGS, 0);
+    driver.notify(0);
+    wait_until("the pages to be taken", || driver.used(RINGS) == driver::SIZE);
+    driver.write(driver.device + 4, &((given / 0x1000) as u32).to_le_bytes());
+    let status = BalloonStatus { target_bytes: spare, actual_bytes: given, given_back_bytes: given };
+    assert_eq!(vm.balloon(), Some(status));
+}
+
+#[test]
 fn a_vm_without_devices_has_no_bus() {
     require!(Kvm);
-    let vm = Vm::create(VmConfig::new("test", RAM as u64), |memory, _| {
-        memory.write_slice(&LOOP, GuestAddress(CODE)).unwrap();
-        Ok(BootPlan { entry: CODE, protocol: BootProtocol::Pvh, info: 0, ap_entry: None })
-    })
-    .unwrap();
+    let vm = boot(VmConfig::new("test", RAM as u64));
+    assert!(matches!(vm.set_balloon(0).unwrap_err(), BalloonError::None));
     assert!(vm.machine.hardware.devices.is_none());
     assert!(!vm.section_ids().iter().any(|id| id.kind == "pci"));
     let too_many = VmConfig { devices: vec![DeviceConfig::Rng; 32], ..VmConfig::new("test", RAM as u64) };
