@@ -21,8 +21,13 @@ pub(crate) struct Queues<'a> {
     queues: &'a mut [Queue],
     memory: &'a DeviceMemory,
     interrupts: &'a dyn Interrupts,
-    /// The queue whose driver waits for one of several requests that were given back together.
-    awaited: Option<usize>,
+    /// A queue with requests that were given back since it was last decided about an interrupt, and its used
+    /// index before them.
+    ///
+    /// `virtio_queue::Queue` decides by what it has counted itself, which leaves out those given back together:
+    /// then the window that it looks at begins too late, and a driver that waits for the first one in it is never
+    /// interrupted again.
+    given: Option<(usize, u16)>,
 }
 
 impl<'a> Queues<'a> {
@@ -31,7 +36,7 @@ impl<'a> Queues<'a> {
         memory: &'a DeviceMemory,
         interrupts: &'a dyn Interrupts,
     ) -> Self {
-        Self { queues, memory, interrupts, awaited: None }
+        Self { queues, memory, interrupts, given: None }
     }
 
     /// Guest RAM.
@@ -73,6 +78,7 @@ impl<'a> Queues<'a> {
 
     /// Gives a request back to the driver, `len` bytes having been written into it.
     pub(crate) fn complete(&mut self, queue: usize, head: u16, len: u32) -> Result<(), DeviceError> {
+        self.note_given(queue)?;
         self.queues[queue].add_used(self.memory, head, len).map_err(|source| ring(queue, source))
     }
 
@@ -84,9 +90,9 @@ impl<'a> Queues<'a> {
         requests: &[(u16, u32)],
     ) -> Result<(), DeviceError> {
         let Some(((head, len), before)) = requests.split_last() else { return Ok(()) };
+        self.note_given(queue)?;
         let used = &self.queues[queue];
-        let (first, size, at) = (used.next_used(), used.size(), used.used_ring());
-        let mut next = first;
+        let (mut next, size, at) = (used.next_used(), used.size(), used.used_ring());
         for (head, len) in before {
             // Elements of two 32-bit fields come after two 16-bit fields (virtio 1.3, section 2.7.8).
             let element = [u32::from(*head).to_le(), len.to_le()];
@@ -97,20 +103,36 @@ impl<'a> Queues<'a> {
         }
         // Publishes those above as well.
         self.queues[queue].set_next_used(next);
-        self.complete(queue, *head, *len)?;
-        // The queue itself knows of the last alone when it decides about the interrupt.
-        if self.waits_between(queue, first, next)? {
-            self.awaited = Some(queue);
+        self.complete(queue, *head, *len)
+    }
+
+    /// Requests are about to be given back.
+    fn note_given(&mut self, queue: usize) -> Result<(), DeviceError> {
+        match self.given {
+            Some((same, _)) if same == queue => return Ok(()),
+            Some((other, _)) => self.interrupt(other)?,
+            None => {}
+        }
+        self.given = Some((queue, self.queues[queue].next_used()));
+        Ok(())
+    }
+
+    /// Interrupts the driver about requests given back, if it wants that.
+    pub(crate) fn interrupt(&mut self, queue: usize) -> Result<(), DeviceError> {
+        if let Some((_, first)) = self.given.take_if(|(given, _)| *given == queue)
+            && self.is_awaited(queue, first)?
+        {
+            self.interrupts.queue(queue);
         }
         Ok(())
     }
 
-    /// Whether the driver wants an interrupt after a used element from `first` on and before `end`, by what
+    /// Whether the driver wants an interrupt about one of the used elements from `first` on, by what
     /// VIRTIO_RING_F_EVENT_IDX lets it say (virtio 1.3, section 2.7.7).
-    fn waits_between(&self, queue: usize, first: u16, end: u16) -> Result<bool, DeviceError> {
+    fn is_awaited(&self, queue: usize, first: u16) -> Result<bool, DeviceError> {
         let used = &self.queues[queue];
-        if !used.event_idx_enabled() || first == end {
-            return Ok(false);
+        if !used.event_idx_enabled() {
+            return Ok(true);
         }
         let event = GuestAddress(used.avail_ring() + 4 + 2 * u64::from(used.size()));
         // What was published is seen by the driver before its wish is read.
@@ -119,18 +141,7 @@ impl<'a> Queues<'a> {
             .memory
             .load(event, Ordering::Relaxed)
             .map_err(|error| ring(queue, virtio_queue::Error::GuestMemory(error)))?;
-        Ok(u16::from_le(event).wrapping_sub(first) < end.wrapping_sub(first))
-    }
-
-    /// Interrupts the driver about requests given back, if it wants that.
-    pub(crate) fn interrupt(&mut self, queue: usize) -> Result<(), DeviceError> {
-        let awaited = self.awaited.take_if(|awaited| *awaited == queue).is_some();
-        if self.queues[queue].needs_notification(self.memory).map_err(|source| ring(queue, source))?
-            || awaited
-        {
-            self.interrupts.queue(queue);
-        }
-        Ok(())
+        Ok(u16::from_le(event).wrapping_sub(first) < used.next_used().wrapping_sub(first))
     }
 
     /// Asks the driver not to notify a queue that is being served anyway.
@@ -268,5 +279,28 @@ mod tests {
         assert!(!complete(20, &[(2, 1), (3, 1)]), "for one that is yet to come");
         assert!(!complete(12, &[]));
         assert_eq!(index(), 12);
+    }
+
+    #[test]
+    fn a_driver_that_waits_for_any_of_a_batch_is_interrupted_once() {
+        // Frames of one and of several buffers, as they come in one batch: 10, 11 to 13, 14, 15 to 16.
+        let batch: [&[(u16, u32)]; 4] = [&[(0, 1)], &[(1, 1), (2, 1), (3, 1)], &[(0, 1)], &[(1, 1), (2, 1)]];
+        let ram = Ram::new(1 << 20);
+        let sent = Sent::default();
+        for wish in 0..32u16 {
+            let mut queue = Queue::new(4).unwrap();
+            queue.set_avail_ring_address(Some(0x1000), Some(0));
+            queue.set_used_ring_address(Some(0x2000), Some(0));
+            queue.set_event_idx(true);
+            queue.set_next_used(10);
+            let mut queues = [queue];
+            let mut queues = Queues::new(&mut queues, &ram.memory, &sent);
+            ram.memory.write_obj(wish, GuestAddress(0x100c)).unwrap();
+            batch.iter().for_each(|requests| queues.complete_together(0, requests).unwrap());
+            queues.interrupt(0).unwrap();
+            queues.interrupt(0).unwrap();
+            let wanted: &[Interrupt] = if (10..17).contains(&wish) { &[Interrupt::Queue(0)] } else { &[] };
+            assert_eq!(sent.take(), wanted, "it waits for {wish}");
+        }
     }
 }
