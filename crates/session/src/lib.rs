@@ -26,6 +26,7 @@ mod destination;
 mod error;
 mod priority;
 mod source;
+mod threads;
 mod traffic;
 
 pub use clock::Clock;

@@ -13,3 +13,13 @@ pub fn raise() {
         tracing::debug!("a thread that serves page faults keeps its priority: {error}");
     }
 }
+
+/// Well behind every thread of default priority, and still a tenth of a core where all are busy.
+const NICE_BEHIND: i32 = 10;
+
+/// Lets every other thread go first, for as long as this one lives: nobody gets a priority back without permission.
+pub fn lower() {
+    if let Err(error) = setpriority_process(None, NICE_BEHIND) {
+        tracing::debug!("a thread that frees memory keeps its priority: {error}");
+    }
+}

@@ -47,7 +47,7 @@ pub fn start(process: &Arc<Process>, plan: IncomingPlan) {
             let vm = prepared.guest.vm().clone();
             let receiver = Arc::clone(process);
             let spawned =
-                std::thread::Builder::new().name("migration".into()).spawn(move || run(&receiver, prepared));
+                std::thread::Builder::new().name("dst-engine".into()).spawn(move || run(&receiver, prepared));
             match spawned {
                 Ok(_) => process.ready(&vm, endpoints),
                 Err(error) => process.cannot(ControlError::new(

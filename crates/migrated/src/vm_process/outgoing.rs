@@ -75,7 +75,7 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
     *process.migration.lock() = Some(Active::source(pending, peer, remote.clone()));
     let process = Arc::clone(process);
     let spawned = std::thread::Builder::new()
-        .name("migration".into())
+        .name("src-engine".into())
         .spawn(move || run(&process, session, &remote, guest, &transport));
     spawned.map_err(|error| ControlError::new(ErrorKind::Internal, "no_thread", error.to_string()))?;
     Ok(())

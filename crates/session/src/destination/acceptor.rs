@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use migrated_engine::destination::DestinationEvent;
@@ -18,6 +17,7 @@ use parking_lot::Mutex;
 use super::link::{LinkEvents, NewLane, NewLink};
 use super::pages::Lane;
 use super::{Happening, Shared, may_relink};
+use crate::threads;
 
 const ROUND: Duration = Duration::from_secs(60);
 /// How long somebody who asks for a commit's fate may take to say which.
@@ -42,7 +42,7 @@ pub(super) fn start(
         taken.lock().take(role, may_relink)
     }));
     let mut porter = Porter { inbox: inbox.clone(), seats, link: None, early: BTreeMap::new() };
-    thread::spawn(move || {
+    threads::start("dst-accept", move || {
         loop {
             match listener.accept(&gate, Instant::now() + ROUND) {
                 Ok(incoming) => porter.welcome(incoming),
@@ -113,7 +113,7 @@ impl Porter {
         match incoming {
             Incoming::Control { role: ChannelRole::Resolve, sender, receiver, .. } => {
                 let inbox = self.inbox.clone();
-                thread::spawn(move || answer(sender, receiver, &inbox));
+                threads::start("dst-answer", move || answer(sender, receiver, &inbox));
             }
             Incoming::Control { sender, receiver, version, peer, .. } => {
                 tracing::info!(%peer, link, "the source has connected");

@@ -11,6 +11,7 @@ use migrated_wire::ToSource;
 
 use super::Shared;
 use crate::priority;
+use crate::threads;
 
 /// How long the reader looks for the next fault before it sleeps: what waking it costs. Whenever the fault comes,
 /// that is at most twice the cost of having known.
@@ -34,7 +35,7 @@ pub(super) struct Following {
 pub(super) fn start(shared: &Arc<Shared>, mut reader: FaultReader) -> FaultStop {
     let (stop, shared) = (reader.stop_handle(), shared.clone());
     let has_core = thread::available_parallelism().is_ok_and(|cores| cores.get() >= SPIN_FROM_CORES);
-    thread::spawn(move || {
+    threads::start("dst-faults", move || {
         priority::raise();
         let mut faults = Vec::new();
         let mut named = BTreeSet::new();

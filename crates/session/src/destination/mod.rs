@@ -13,7 +13,6 @@ mod restoring;
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use migrated_engine::destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
@@ -24,6 +23,7 @@ use migrated_wire::{CommitOutcome, MigrationId, PostcopyUse, ToDestination, Toke
 use parking_lot::Mutex;
 
 use crate::Clock;
+use crate::threads;
 use crate::traffic::Traffic;
 use faults::Following;
 use hands::Hands;
@@ -413,7 +413,7 @@ impl DestinationSession {
     fn observe(&mut self) {
         let Some(observer) = self.observer.take() else { return };
         let (shared, inbox) = (self.remote.shared.clone(), self.remote.inbox.clone());
-        thread::spawn(move || {
+        threads::start("dst-observe", move || {
             let clock = shared.engine.lock().guest_clock();
             let Observation { guest_gap_us, first_packet_us } = observer(clock);
             let wire_received = shared.traffic.received();

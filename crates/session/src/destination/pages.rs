@@ -1,7 +1,6 @@
 //! The page channels' threads at the destination: from frames on the wire to pages in place.
 
 use std::sync::Arc;
-use std::thread;
 
 use migrated_engine::destination::{DestinationEvent, Due};
 use migrated_pages::PageRun;
@@ -15,6 +14,7 @@ use super::Shared;
 use super::link::LinkEvents;
 use crate::error::ChannelFault;
 use crate::priority;
+use crate::threads;
 use crate::traffic::Odometer;
 
 /// Which pages a channel brings.
@@ -38,7 +38,11 @@ pub(super) fn start(shared: &Arc<Shared>, events: LinkEvents, lane: Lane, receiv
         hashes: Vec::new(),
         odometer: Odometer::default(),
     };
-    thread::spawn(move || {
+    let name = match lane {
+        Lane::Page(channel) => format!("dst-page{channel}"),
+        Lane::Urgent => "dst-urgent".into(),
+    };
+    threads::start(name, move || {
         if lane == Lane::Urgent {
             priority::raise();
         }

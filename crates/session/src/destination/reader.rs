@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use migrated_engine::destination::DestinationEvent;
@@ -9,6 +8,7 @@ use migrated_wire::{MAX_MESSAGE, ToDestination, decode_message};
 use super::Shared;
 use super::link::LinkEvents;
 use crate::error::ChannelFault;
+use crate::threads;
 use crate::traffic::Odometer;
 
 /// The reader looks up from a silent channel this often, only to notice that the session is over.
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Starts the thread that turns the source's messages into events.
 pub(super) fn start(shared: &Arc<Shared>, events: LinkEvents, mut receiver: Box<dyn ControlReceiver>) {
     let shared = shared.clone();
-    thread::spawn(move || {
+    threads::start("dst-control", move || {
         let event = match read(receiver.as_mut(), &shared, &events) {
             ChannelFault::Lost(reason) => DestinationEvent::LinkLost(reason),
             ChannelFault::Misbehaved(what) => DestinationEvent::PeerMisbehaved(what),

@@ -7,6 +7,7 @@ use migrated_pages::PageSet;
 use migrated_wire::{LateInput as OnWire, Section, SectionName};
 
 use super::throttle;
+use crate::priority;
 
 /// The guest in the one form it has now.
 pub(super) enum Held<G: Guest> {
@@ -88,6 +89,8 @@ impl<G: Guest> Holder<G> {
                 (Held::Paused(guest), Some(SourceEvent::LateInput(found)))
             }
             (SourceAction::Retire, Held::Paused(guest)) => {
+                // Freeing much takes long, and other guests' vCPUs need the cores more.
+                priority::lower();
                 guest.retire();
                 (Held::Gone, None)
             }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use migrated_engine::MigrationState;
@@ -17,6 +17,7 @@ use super::pages::{self, Lane};
 use super::{Happening, Shared};
 use crate::error::ChannelFault;
 use crate::priority;
+use crate::threads;
 use crate::traffic::{Odometer, Traffic};
 
 /// How long opening all channels may take.
@@ -82,7 +83,7 @@ impl OpenedLink {
             threads.push(pages::start(shared, events, ram, lane, sender));
         }
         let (shared, events) = (shared.clone(), events.clone());
-        threads.push(thread::spawn(move || {
+        threads.push(threads::start("src-control", move || {
             priority::raise();
             let event = match read(receiver.as_mut(), &events, &shared) {
                 ChannelFault::Lost(reason) => SourceEvent::LinkLost(reason),
@@ -170,7 +171,7 @@ pub(super) struct Opener {
 impl Opener {
     /// Opens all channels for the first time, on a thread of its own: at the first address that works.
     pub(super) fn open(self) {
-        thread::spawn(move || {
+        threads::start("src-connect", move || {
             let mut errors = Vec::new();
             let peers = self.shared.addresses.all();
             let opened = peers.into_iter().find_map(|peer| self.attempt(&peer, &mut errors));
@@ -181,7 +182,7 @@ impl Opener {
     /// Opens the channels anew, on a thread of its own, when the threads of the old ones have ended. An address that
     /// does not work is another's turn at the next attempt.
     pub(super) fn reopen(self, old: Vec<JoinHandle<()>>) {
-        thread::spawn(move || {
+        threads::start("src-reconnect", move || {
             for thread in old {
                 // One that panicked has ended as well.
                 let _ = thread.join();
@@ -211,7 +212,7 @@ impl Opener {
     /// Asks the destination's VM process, on a connection and a thread of its own, what became of the commit; at
     /// each address until somebody answers.
     pub(super) fn ask(self, epoch: u64) {
-        thread::spawn(move || {
+        threads::start("src-ask", move || {
             let outcome = self.shared.addresses.all().into_iter().find_map(|peer| {
                 question(self.transport.as_ref(), &peer, &self.hello, epoch).unwrap_or_else(|error| {
                     tracing::info!(

@@ -14,6 +14,7 @@ use vm_memory::VolatileSlice;
 
 use super::{Happening, Shared};
 use crate::priority;
+use crate::threads;
 use crate::traffic::Odometer;
 
 /// Which pages a channel carries.
@@ -43,7 +44,11 @@ pub(super) fn start(
         odometer: Odometer::default(),
         pace: SendPace::default(),
     };
-    thread::spawn(move || {
+    let name = match lane {
+        Lane::Page(channel) => format!("src-page{channel}"),
+        Lane::Urgent => "src-urgent".into(),
+    };
+    threads::start(name, move || {
         if lane == Lane::Urgent {
             priority::raise();
         }

@@ -18,10 +18,6 @@ use crate::tree::Tree;
 const GUEST_ENV: &str = "MIGRATED_LAB_GUEST";
 /// What selects the tests.
 const TEST: [&str; 6] = ["test", "--locked", "--package", "migrated", "--test", "lab"];
-/// Of the lab's tests those that `cargo xtask test` runs, by parts of their names. The moves of a guest that a client
-/// talks to are not among them: in one of about seven runs a guest no longer answers after a move over a bad link, for a
-/// reason that isn't known yet. `cargo xtask lab test` runs them all.
-const STEADY: [&str; 2] = ["boot::", "the_client_reaches"];
 /// Longer than all tests take on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 /// Two hosts, and guests on both, fit.
@@ -37,10 +33,7 @@ pub fn run(tree: &Tree, counts: &mut Counts, report_file: &Path) -> anyhow::Resu
     if !is_possible() {
         return here(tree, counts, report_file);
     }
-    println!(
-        "\nnot run here: the moves of Linux guests under a client's eyes; `cargo xtask lab test` runs them"
-    );
-    inside(tree, counts, report_file, &STEADY.map(str::to_owned))
+    inside(tree, counts, report_file, &[])
 }
 
 /// Runs those in the lab whose names contain one of these words.
