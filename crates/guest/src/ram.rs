@@ -165,8 +165,7 @@ impl GuestRam {
         }
     }
 
-    /// Makes all pages of `run` zero. Only pages that are not are written: a write would give a page
-    /// that was never touched memory of its own.
+    /// Makes all pages of `run` zero, and touches each of them; only those that are not zero are written.
     ///
     /// # Panics
     /// On a run outside the layout.
@@ -176,6 +175,17 @@ impl GuestRam {
                 page.copy_from(&ZERO_PAGE);
             }
         }
+    }
+
+    /// Makes all pages of `run` zero. A page without memory of its own is zero and stays without; looking at it would give
+    /// it some, and take the time for that.
+    ///
+    /// # Panics
+    /// On a run outside the layout.
+    pub fn zero_populated(&self, run: PageRun) {
+        let mut parts = Vec::new();
+        self.populated(run, &mut parts);
+        parts.into_iter().for_each(|part| self.zero(part));
     }
 
     /// The hash that [`hash_pages`](Self::hash_pages) gives of a zero page.

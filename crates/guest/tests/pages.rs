@@ -111,6 +111,18 @@ proptest! {
     }
 
     #[test]
+    fn zeroing_what_is_populated_gives_no_page_memory(content in bytes(), run in run()) {
+        let (ram, file, mut expected) = sparse(&content);
+        let touched = file.metadata().unwrap().blocks();
+        ram.zero_populated(run);
+        prop_assert_eq!(file.metadata().unwrap().blocks(), touched);
+        expected[run.first as usize * PAGE_SIZE..][..run.bytes() as usize].fill(0);
+        let mut now = vec![0; expected.len()];
+        ram.memory().read_slice(&mut now, GuestAddress(BASE)).unwrap();
+        prop_assert!(now == expected);
+    }
+
+    #[test]
     fn hashes_and_slices_are_of_the_pages_asked_for(content in bytes(), runs in prop::collection::vec(run(), 0..4)) {
         let (ram, copy) = ram(&content);
         let (mut hashes, mut slices) = (Vec::new(), Vec::new());

@@ -123,13 +123,13 @@ impl PageThread {
             && let Err(error) = self.receiver.read_payload(&slices)
         {
             // What came of it must look like pages that never came: those are zero.
-            data.clone().for_each(|run| ram.zero(run));
+            data.clone().for_each(|run| ram.zero_populated(run));
             let news = self.shared.engine.lock().broke_off(self.shared.clock.now(), data);
             self.wake_if(news);
             return Err(error.into());
         }
         let zero_again = self.zero_again();
-        zero_again.iter().for_each(|run| ram.zero(*run));
+        zero_again.iter().for_each(|run| ram.zero_populated(*run));
         let mut engine = self.shared.engine.lock();
         if engine.verify() == VerifyWhen::After {
             // Hashing takes longer than the lock may be held; nobody else touches these pages.
@@ -155,18 +155,23 @@ impl PageThread {
         }
     }
 
-    /// Zero pages that were placed before. The others are zero already, and touching them would give them
-    /// memory of their own.
+    /// Zero pages that were placed before; the others are zero already.
     fn zero_again(&self) -> Vec<PageRun> {
         if self.runs.iter().all(|run| run.class == PageClass::Data) {
             return Vec::new();
         }
         let engine = self.shared.engine.lock();
         let zero = self.runs.iter().filter(|run| run.class == PageClass::Zero).map(|run| run.pages);
-        zero.flat_map(|run| (run.first..run.first + run.count).map(move |page| (run.block, page)))
-            .filter(|(block, page)| engine.has(*block, *page))
-            .map(|(block, first)| PageRun { block, first, count: 1 })
-            .collect()
+        let mut again: Vec<PageRun> = Vec::new();
+        for run in zero {
+            for page in (run.first..run.first + run.count).filter(|page| engine.has(run.block, *page)) {
+                match again.last_mut() {
+                    Some(last) if last.block == run.block && last.end() == Some(page) => last.count += 1,
+                    _ => again.push(PageRun { first: page, count: 1, ..run }),
+                }
+            }
+        }
+        again
     }
 
     fn compare(&mut self, channel: u16, payload: usize) -> Result<(), ChannelFault> {
