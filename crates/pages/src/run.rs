@@ -35,6 +35,16 @@ impl PageRun {
         self.first.checked_add(self.count)
     }
 
+    /// The run in pieces of `pages` pages, of which the last may have fewer.
+    ///
+    /// # Panics
+    /// When `pages` is 0, or the run's end does not fit.
+    pub fn pieces(self, pages: u64) -> impl Iterator<Item = Self> {
+        let end = self.first + self.count;
+        let piece = move |first| Self { first, count: pages.min(end - first), ..self };
+        (0..self.count.div_ceil(pages)).map(move |n| piece(self.first + n * pages))
+    }
+
     /// Size in bytes; saturates.
     #[must_use]
     pub const fn bytes(self) -> u64 {

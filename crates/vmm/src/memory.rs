@@ -94,13 +94,16 @@ pub fn allocate(bytes: u64, backing: MemoryBacking, prefault: bool) -> Result<Gu
     Ok(GuestRam::new(memory).expect("one or two whole-page regions are a layout"))
 }
 
+/// Pages that are given back in one call: a huge page. While the kernel frees pages, whoever else needs the core waits.
+const RELEASED_AT_ONCE: u64 = 512;
+
 /// Gives all pages of a guest's RAM back to the host, whoever else still has it mapped.
 ///
 /// # Errors
 /// The kernel's; some pages may be given back then.
 pub(crate) fn release(ram: &GuestRam) -> io::Result<()> {
-    let layout = ram.layout();
-    layout.whole_pages(0, u64::MAX).try_for_each(|run| give_back(ram, run))
+    let runs = ram.layout().whole_pages(0, u64::MAX);
+    runs.flat_map(|run| run.pieces(RELEASED_AT_ONCE)).try_for_each(|piece| give_back(ram, piece))
 }
 
 /// Gives pages back to the host, whoever else still has them mapped. They read as zero from then on.

@@ -86,7 +86,7 @@ fn warm_up(vcpu: &Vcpu, ram: &GuestRam, coming: &Receiver<PageSet>, stop: &Atomi
         for run in pages.runs() {
             parts.clear();
             ram.populated(run, &mut parts);
-            for piece in parts.iter().flat_map(|part| pieces(*part)) {
+            for piece in parts.iter().flat_map(|part| part.pieces(PIECE)) {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
@@ -103,10 +103,4 @@ fn warm_up(vcpu: &Vcpu, ram: &GuestRam, coming: &Receiver<PageSet>, stop: &Atomi
             }
         }
     }
-}
-
-fn pieces(run: PageRun) -> impl Iterator<Item = PageRun> {
-    let end = run.first + run.count;
-    let piece = move |first| PageRun { first, count: PIECE.min(end - first), ..run };
-    (run.first..end).step_by(PIECE as usize).map(piece)
 }
