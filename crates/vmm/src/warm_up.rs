@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use migrated_guest::GuestRam;
 use migrated_kernel::{can_pre_fault, pre_fault};
-use migrated_pages::{PAGE_SIZE, PageRun, PageSet};
+use migrated_pages::{PAGE_SIZE, PageSet};
 
 use crate::state::Hardware;
 use crate::vcpu::Vcpu;

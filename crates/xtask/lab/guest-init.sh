@@ -15,14 +15,16 @@ printf '#!/bin/sh\necho "lab: power button"\nexec poweroff -f\n' > /etc/acpi/PWR
 chmod +x /etc/acpi/PWRF/00000080
 acpid -d > /run/acpid.log 2>&1 &
 
-# What no guest may have had to say since it has booted. (While it boots, Linux calls the TSCs of several AMD vCPUs without a
+# What no guest may have had to say since it has booted, or was asked last. (While it boots, Linux calls the TSCs of several AMD vCPUs without a
 # constant TSC unsynchronised, and goes by kvmclock: on any hypervisor of this CPU.)
 dmesg | wc -l > /run/booted
 cat > /bin/complaints <<'SCRIPT'
 #!/bin/sh
-dmesg | tail -n "+$(($(cat /run/booted) + 1))" | grep -iE 'lockup|rcu.*stall|unstable|skew|hung_task|blocked for more|BUG:|Oops|Call Trace' > /run/complaints
+dmesg > /run/messages
+tail -n "+$(($(cat /run/booted) + 1))" /run/messages | grep -iE 'lockup|rcu.*stall|unstable|skew|hung_task|blocked for more|BUG:|Oops|Call Trace' > /run/complaints
+wc -l < /run/messages > /run/booted
 cat /run/complaints
-echo "complaints: $(wc -l < /run/complaints)."
+echo "$(wc -l < /run/complaints) complaints."
 SCRIPT
 chmod +x /bin/complaints
 

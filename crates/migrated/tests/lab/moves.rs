@@ -25,10 +25,8 @@ fn a_cloud_kernel_keeps_its_connections_over_a_bad_link_too() {
     let network = Network::new();
     let kernel = Kernel { flavor: "cloud", image: "vmlinux" };
     let guest = Guest { name: "one-vcpu", kernel, vcpus: 1 };
-    guest.create(&network.a);
-    guest.await_ready(&network.a);
     let (a, b) = (&network.a, &network.b);
-    let visit = Visit { guest, link: "a good link", caller: Caller::new(&network.client, ADDRESS) };
+    let visit = Visit::begin(guest, &network);
     visit.there_and_back(a, b, &json!({ "mode": "precopy" }), &json!({ "mode": "precopy" }));
     visit.there_and_back(a, b, &json!({ "mode": "postcopy" }), &json!({ "mode": "postcopy" }));
     network.degrade();
@@ -46,10 +44,8 @@ fn a_guest_of_two_vcpus_keeps_its_connections() {
     let network = Network::new();
     let kernel = Kernel { flavor: "cloud", image: "vmlinux" };
     let guest = Guest { name: "two-vcpus", kernel, vcpus: 2 };
-    guest.create(&network.a);
-    guest.await_ready(&network.a);
     let (a, b) = (&network.a, &network.b);
-    let visit = Visit { guest, link: "a good link", caller: Caller::new(&network.client, ADDRESS) };
+    let visit = Visit::begin(guest, &network);
     visit.there_and_back(a, b, &json!({ "mode": "precopy" }), &json!({ "mode": "precopy" }));
     visit.there_and_back(a, b, &json!({ "mode": "postcopy" }), &json!({ "mode": "postcopy" }));
     visit.caller.finish();
@@ -62,10 +58,8 @@ fn a_generic_kernel_keeps_its_connections() {
     let network = Network::new();
     let kernel = Kernel { flavor: "generic", image: "vmlinuz" };
     let guest = Guest { name: "generic", kernel, vcpus: 1 };
-    guest.create(&network.a);
-    guest.await_ready(&network.a);
     let (a, b) = (&network.a, &network.b);
-    let visit = Visit { guest, link: "a good link", caller: Caller::new(&network.client, ADDRESS) };
+    let visit = Visit::begin(guest, &network);
     visit.there_and_back(a, b, &json!({ "mode": "precopy" }), &json!({ "mode": "precopy" }));
     visit.there_and_back(a, b, &json!({ "mode": "postcopy" }), &json!({ "mode": "postcopy" }));
     visit.caller.finish();
@@ -105,6 +99,15 @@ struct Visit {
 }
 
 impl Visit {
+    /// Boots the guest on the first host, and calls it. What it has had to complain about until then no move has caused.
+    fn begin(guest: Guest, network: &Network) -> Self {
+        guest.create(&network.a);
+        guest.await_ready(&network.a);
+        let caller = Caller::new(&network.client, ADDRESS);
+        guest.complaints(&network.a);
+        Self { guest, link: "a good link", caller }
+    }
+
     fn there_and_back(&self, here: &Host, other: &Host, there: &Value, back: &Value) {
         self.move_over(here, other, there);
         self.move_over(other, here, back);
