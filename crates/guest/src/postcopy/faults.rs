@@ -105,8 +105,11 @@ impl FaultReader {
             if let Some((block, page)) = self.armed.page_at(address) {
                 if self.armed.missing().contains(block, page) {
                     out.push(PageFault { block, page, is_write, thread });
-                } else {
-                    self.armed.provide(PageRun { block, first: page, count: 1 })?;
+                } else if let Err(error) = self.armed.provide(PageRun { block, first: page, count: 1 })
+                    // The kernel has no such memory any more, and who waited for it was woken by that.
+                    && !self.armed.watched.is_released()
+                {
+                    return Err(error);
                 }
             }
             self.events.pop();
