@@ -6,13 +6,14 @@ mod vmm_writes;
 
 use std::fs::File;
 
-use criterion::{criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use migrated_guest::GuestRam;
 use migrated_pages::{BlockId, PAGE_SIZE, PageRun};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-/// 16 MiB: more than a core's own caches hold, little enough for many samples.
-const PAGES: u64 = 4096;
+/// 64 MiB, of which caches hold little from one iteration to the next, as of a guest's RAM.
+const PAGES: u64 = 16384;
 /// Pages of a batch of 1 MiB, as channels take them.
 const BATCH: u64 = 256;
 const RAM: BlockId = BlockId(0);
@@ -35,10 +36,17 @@ fn ram(has_data: impl Fn(u64) -> bool) -> GuestRam {
 fn untouched_ram() -> GuestRam {
     let fd = rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
     let (file, size) = (File::from(fd), PAGES as usize * PAGE_SIZE);
-    file.set_len(size as u64).expect("a memfd of 16 MiB");
+    file.set_len(size as u64).expect("a memfd of 64 MiB");
     let region = GuestRegionMmap::from_range(GuestAddress(0), size, Some(FileOffset::new(file, 0)));
     let memory = GuestMemoryMmap::from_regions(vec![region.expect("a mapping")]);
     GuestRam::new(memory.expect("one region")).expect("whole pages")
+}
+
+/// Benchmarks that each go over all of the RAM: so long that each sample is a few iterations.
+fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group.throughput(Throughput::Bytes(ALL.bytes())).sampling_mode(SamplingMode::Flat);
+    group
 }
 
 /// Batches that follow each other.

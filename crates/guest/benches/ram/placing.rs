@@ -4,12 +4,12 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput};
+use criterion::Criterion;
 use migrated_guest::{GuestRam, PostcopyError, PostcopyRam};
 use migrated_pages::{PageRun, PageSet};
 use vm_memory::VolatileSlice;
 
-use crate::{ALL, BATCH, batches, ram};
+use crate::{ALL, BATCH, batches, group, ram};
 
 fn received() -> Vec<u8> {
     vec![0x5a; PageRun { count: BATCH, ..ALL }.bytes() as usize]
@@ -26,8 +26,7 @@ fn receive(batch: &[u8], into: &[VolatileSlice<'_>]) {
 
 /// Pre-copy: straight into guest RAM, by the guest's mapping or, when post-copy may follow, by a second one.
 pub fn in_place(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("guest/place");
-    group.throughput(Throughput::Bytes(ALL.bytes()));
+    let mut group = group(criterion, "guest/place");
     let (ram, received) = (ram(|_| true), received());
     let mut bench = |name: &str, ram: &GuestRam| {
         let mut slices = Vec::new();
@@ -59,8 +58,7 @@ pub fn postcopy(criterion: &mut Criterion) {
         Err(error) => return skipped("guest/postcopy", &error),
     };
     let received = received();
-    let mut group = criterion.benchmark_group("guest/postcopy");
-    group.throughput(Throughput::Bytes(ALL.bytes()));
+    let mut group = group(criterion, "guest/postcopy");
     let mut bench = |name: &str, count: u64| {
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|times| {

@@ -2,17 +2,16 @@
 
 use std::hint::black_box;
 
-use criterion::{Criterion, Throughput};
+use criterion::Criterion;
 use migrated_guest::GuestRam;
 use migrated_pages::PageRun;
 
-use crate::{ALL, BATCH, PAGES, RAM, batches, ram, untouched_ram};
+use crate::{ALL, BATCH, PAGES, RAM, batches, group, ram, untouched_ram};
 
 /// Zero pages are read to their end, pages with data mostly only up to their first line, and pages without memory not
 /// at all.
 pub fn zero_scan(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("guest/zero_scan");
-    group.throughput(Throughput::Bytes(ALL.bytes()));
+    let mut group = group(criterion, "guest/zero_scan");
     let rams: [(&str, GuestRam); 4] = [
         ("zero", ram(|_| false)),
         ("data", ram(|_| true)),
@@ -33,8 +32,7 @@ pub fn zero_scan(criterion: &mut Criterion) {
 
 /// Guest RAM copied out, as a transport does that can't send it in place: TLS, or the in-memory one.
 pub fn page_read(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("guest/page_read");
-    group.throughput(Throughput::Bytes(ALL.bytes()));
+    let mut group = group(criterion, "guest/page_read");
     let ram = ram(|_| true);
     // Every page once, and none beside the one before: 17 and the number of pages have no common divisor.
     let scattered = (0..PAGES).map(|at| PageRun { block: RAM, first: at * 17 % PAGES, count: 1 });
@@ -52,8 +50,7 @@ pub fn page_read(criterion: &mut Criterion) {
 }
 
 pub fn hash(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("guest/hash");
-    group.throughput(Throughput::Bytes(ALL.bytes()));
+    let mut group = group(criterion, "guest/hash");
     for (name, ram) in [("data", ram(|_| true)), ("zero", ram(|_| false))] {
         let mut hashes = Vec::with_capacity(PAGES as usize);
         group.bench_function(name, |bencher| {
