@@ -12,11 +12,17 @@ use serde::de::DeserializeOwned;
 use super::error::BenchError;
 
 /// Median time of an iteration in nanoseconds, by benchmark.
-pub type Medians = BTreeMap<String, f64>;
+pub type Medians = BTreeMap<Benchmark, f64>;
 
-#[derive(Deserialize)]
-struct Benchmark {
-    full_id: String,
+/// What was measured. A benchmark that does more than it did at the base has the same name and another amount of work
+/// (what criterion calls its throughput): it is then another one, with which the base's can't be compared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Benchmark {
+    #[serde(rename = "full_id")]
+    pub name: String,
+    /// Unit and number for each iteration; none where the benchmark doesn't say.
+    #[serde(rename = "throughput")]
+    pub work: Option<BTreeMap<String, u64>>,
 }
 
 #[derive(Deserialize)]
@@ -43,9 +49,9 @@ fn collect(folder: &Path, medians: &mut Medians) -> Result<(), BenchError> {
     for entry in fs::read_dir(folder).map_err(BenchError::io(folder))? {
         let path = entry.map_err(BenchError::io(folder))?.path();
         if path.ends_with("new") {
-            let Benchmark { full_id } = parse(&path.join("benchmark.json"))?;
+            let benchmark = parse(&path.join("benchmark.json"))?;
             let Estimates { median } = parse(&path.join("estimates.json"))?;
-            medians.insert(full_id, median.point_estimate);
+            medians.insert(benchmark, median.point_estimate);
         } else if path.is_dir() {
             collect(&path, medians)?;
         }
@@ -83,8 +89,9 @@ mod tests {
     #[test]
     fn the_newest_median_is_taken_under_the_benchmarks_own_name() {
         let folder = kept(ESTIMATES);
-        let expected = Medians::from([("guest/hash/zero".to_owned(), 201_095.45)]);
-        assert_eq!(medians(folder.path()).unwrap(), expected);
+        let work = Some(BTreeMap::from([("Bytes".to_owned(), 16_777_216)]));
+        let benchmark = Benchmark { name: "guest/hash/zero".to_owned(), work };
+        assert_eq!(medians(folder.path()).unwrap(), Medians::from([(benchmark, 201_095.45)]));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::error::BenchError;
-use super::estimates::{Medians, medians};
+use super::estimates::{Benchmark, Medians, medians};
 
 /// How long criterion looks at a benchmark in one round.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,7 @@ pub struct Measured {
 }
 
 /// A benchmark's medians in nanoseconds, one for each round.
-pub type Rounds = BTreeMap<String, Vec<f64>>;
+pub type Rounds = BTreeMap<Benchmark, Vec<f64>>;
 
 impl Measured {
     /// Runs all programs `rounds` times on each side; `filter` chooses benchmarks by a regular expression.

@@ -5,6 +5,7 @@ use std::fmt;
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use super::estimates::Benchmark;
 use super::rounds::{Measured, Rounds};
 use super::statistics::{median, p_different, p_larger};
 
@@ -67,7 +68,7 @@ struct Row {
 /// All of them.
 pub struct Comparison {
     rows: Vec<Row>,
-    /// Benchmarks that only one side measured, or not in every round.
+    /// Benchmarks that only one side measured, or not in every round, or that do another amount of work on each side.
     left_out: BTreeSet<String>,
     rounds: u32,
     threshold_percent: u32,
@@ -78,7 +79,7 @@ pub struct Comparison {
 impl Comparison {
     pub fn of(measured: Measured, rounds: u32, threshold_percent: u32) -> Self {
         let Measured { base, head, load, cpu } = measured;
-        let in_every_round = |side: &Rounds, benchmark: &str| {
+        let in_every_round = |side: &Rounds, benchmark: &Benchmark| {
             side.get(benchmark).filter(|medians| medians.len() == rounds as usize).cloned()
         };
         let (mut rows, mut left_out) = (Vec::new(), BTreeSet::new());
@@ -86,9 +87,9 @@ impl Comparison {
             match (in_every_round(&base, benchmark), in_every_round(&head, benchmark)) {
                 (Some(base), Some(head)) => {
                     let verdict = Verdict::of(&base, &head, threshold_percent);
-                    rows.push(Row { benchmark: benchmark.clone(), base, head, verdict });
+                    rows.push(Row { benchmark: benchmark.name.clone(), base, head, verdict });
                 }
-                _ => drop(left_out.insert(benchmark.clone())),
+                _ => drop(left_out.insert(benchmark.name.clone())),
             }
         }
         Self { rows, left_out, rounds, threshold_percent, load, cpu }
@@ -129,7 +130,7 @@ impl fmt::Display for Comparison {
         }
         writeln!(f, "{}\n", table.trim_fmt())?;
         for benchmark in &self.left_out {
-            writeln!(f, "{benchmark}: not measured in every round of both sides, so not compared")?;
+            writeln!(f, "{benchmark}: not compared, since both sides don't measure the same in every round")?;
         }
         let cpu = self.cpu.map_or_else(|| "any CPU".to_owned(), |cpu| format!("CPU {cpu}"));
         writeln!(
@@ -184,31 +185,35 @@ mod tests {
         assert_eq!(Verdict::of(&BASE, &disturbed, 40), Verdict::Same);
     }
 
-    fn measured(base: &[(&str, &[f64])], head: &[(&str, &[f64])]) -> Measured {
-        let rounds = |side: &[(&str, &[f64])]| {
-            side.iter().map(|(benchmark, medians)| ((*benchmark).to_owned(), medians.to_vec())).collect()
+    /// A side of name, amount of work and medians.
+    fn side(benchmarks: &[(&str, u64, &[f64])]) -> Rounds {
+        let benchmark = |name: &str, work| Benchmark {
+            name: name.to_owned(),
+            work: Some([("Bytes".to_owned(), work)].into()),
         };
-        Measured {
-            base: rounds(base),
-            head: rounds(head),
-            load: ("0.10".into(), "1.00".into()),
-            cpu: Some(1),
-        }
+        benchmarks.iter().map(|(name, work, medians)| (benchmark(name, *work), medians.to_vec())).collect()
     }
 
     #[test]
-    fn what_one_side_lacks_is_said_and_not_compared() {
+    fn what_both_do_not_have_is_said_and_not_compared() {
         let slow = BASE.map(|time| time * 2.0);
-        let measured = measured(
-            &[("a", &BASE), ("gone", &BASE), ("at times", &BASE)],
-            &[("a", &slow), ("new", &BASE), ("at times", &BASE[..4])],
-        );
+        let measured = Measured {
+            base: side(&[("a", 1, &BASE), ("gone", 1, &BASE), ("at times", 1, &BASE), ("grown", 1, &BASE)]),
+            head: side(&[
+                ("a", 1, &slow),
+                ("new", 1, &BASE),
+                ("at times", 1, &BASE[..4]),
+                ("grown", 2, &slow),
+            ]),
+            load: ("0.10".into(), "1.00".into()),
+            cpu: Some(1),
+        };
         let comparison = Comparison::of(measured, 5, 40);
         assert_eq!(comparison.regressions().collect::<Vec<_>>(), ["a"]);
         let text = comparison.to_string();
         assert!(text.contains("100.0 ns | 200.0 ns | +100.0 % | 0.0079 | REGRESSION"), "{text}");
-        for name in ["gone", "new", "at times"] {
-            assert!(text.contains(&format!("\n{name}: not measured in every round")), "{text}");
+        for name in ["gone", "new", "at times", "grown"] {
+            assert_eq!(text.matches(&format!("\n{name}: not compared")).count(), 1, "{text}");
         }
         assert!(text.ends_with("certainly slower by more than 40 %: a"), "{text}");
     }
