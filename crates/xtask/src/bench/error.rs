@@ -1,7 +1,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use thiserror::Error;
+
+use super::rounds::Side;
 
 /// Why nothing was compared.
 #[derive(Debug, Error)]
@@ -37,8 +40,8 @@ pub enum BenchError {
     )]
     NothingMeasured,
     /// A program of benchmarks failed.
-    #[error("{program} failed: {status}\n{said}")]
-    ProgramFailed { program: PathBuf, status: std::process::ExitStatus, said: String },
+    #[error("{program} of the {side} failed: {status}\n{said}")]
+    ProgramFailed { side: Side, program: PathBuf, status: ExitStatus, said: String },
     /// Criterion's output is not what it was when this was written.
     #[error(
         "{path}: not an estimate as criterion writes it; if Cargo.lock has a new criterion, adapt \
@@ -76,6 +79,7 @@ impl BenchError {
                 | Self::NoCommitBefore { .. }
                 | Self::NothingInCommon { .. }
                 | Self::BaseDoesNotBuild { .. }
+                | Self::ProgramFailed { side: Side::Base, .. }
         )
     }
 }

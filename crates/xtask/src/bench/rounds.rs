@@ -1,6 +1,7 @@
 //! Runs the programs of both sides in turns.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +25,22 @@ impl Sampling {
     pub const THOROUGH: Self = Self { warm_up_s: 0.5, measurement_s: 1.0, samples: 30 };
     /// Criterion's fewest samples: noisier rounds, of which the gate bears much.
     pub const SHORT: Self = Self { warm_up_s: 0.05, measurement_s: 0.1, samples: 10 };
+}
+
+/// One of the two that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Base,
+    Head,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Base => "base",
+            Self::Head => "head",
+        })
+    }
 }
 
 /// A program as both sides have it.
@@ -60,13 +77,16 @@ impl Measured {
         for round in 0..rounds {
             eprintln!("round {} of {rounds}", round + 1);
             for pair in pairs {
-                let mut turns = [(&pair.base, &mut measured.base), (&pair.head, &mut measured.head)];
+                let mut turns = [
+                    (Side::Base, &pair.base, &mut measured.base),
+                    (Side::Head, &pair.head, &mut measured.head),
+                ];
                 // Base head, head base, base head: what drifts with time weighs on both alike.
                 if round % 2 == 1 {
                     turns.reverse();
                 }
-                for (program, rounds) in turns {
-                    for (benchmark, median) in run(program, sampling, filter, scratch)? {
+                for (side, program, rounds) in turns {
+                    for (benchmark, median) in run(side, program, sampling, filter, scratch)? {
                         rounds.entry(benchmark).or_default().push(median);
                     }
                 }
@@ -79,6 +99,7 @@ impl Measured {
 
 /// Runs a program once. Its results go to a folder of this run alone, so none is left from another.
 fn run(
+    side: Side,
     program: &Path,
     sampling: Sampling,
     filter: Option<&str>,
@@ -101,6 +122,7 @@ fn run(
         .map_err(BenchError::io(program))?;
     if !output.status.success() {
         return Err(BenchError::ProgramFailed {
+            side,
             program: program.to_owned(),
             status: output.status,
             said: String::from_utf8_lossy(&output.stderr).into_owned(),
