@@ -42,7 +42,7 @@ pub struct CompareArgs {
     /// Only the benchmarks of these packages.
     #[arg(long = "package", short, value_name = "PACKAGE")]
     packages: Vec<String>,
-    /// How often both are run. With fewer than 5 no difference can be certain.
+    /// How often both are run; each time takes about 3 s a benchmark. With fewer than 5 no difference can be certain.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(i64::from(MIN_ROUNDS)..=50))]
     rounds: u32,
     /// Fail where a benchmark is certainly slower by more than this.
