@@ -1,6 +1,8 @@
-//! What people and CI run on this tree: `cargo xtask lint | test | lab | fuzz | openapi`.
+//! What people and CI run on this tree: `cargo xtask lint | test | lab | fuzz | openapi | bench-compare | bench-gate`.
 #![allow(clippy::print_stdout, reason = "a command-line tool: stdout is its output")]
 
+mod artifacts;
+mod bench;
 mod fuzz;
 mod lab;
 mod lint;
@@ -45,6 +47,12 @@ enum Task {
     },
     /// Write crates/api/openapi.json anew from the API's types.
     Openapi,
+    /// Compare the micro-benchmarks of another commit with those of this tree, run in turns; fail where one is
+    /// certainly slower by more than a threshold.
+    BenchCompare(bench::CompareArgs),
+    /// The short comparison that CI makes, with the commit where this branch left origin/main, or else HEAD~1. It
+    /// fails only on a large, certain regression.
+    BenchGate,
 }
 
 fn main() -> ExitCode {
@@ -65,5 +73,7 @@ fn run(task: &Task) -> anyhow::Result<ExitCode> {
         Task::Lab(task) => lab::run(&tree, task),
         Task::Fuzz { seconds, target } => fuzz::run(&tree, *seconds, target.as_deref()),
         Task::Openapi => openapi::run(&tree),
+        Task::BenchCompare(args) => bench::compare(&tree, args),
+        Task::BenchGate => bench::gate(&tree),
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use serde::de::DeserializeOwned;
 
 /// Folders that hold the project's Rust code.
 const CODE: [&str; 5] = ["crates", "transports", "benches", "chaos", "fuzz"];
@@ -29,7 +30,12 @@ impl Tree {
         let manifest = std::env::var_os("CARGO_MANIFEST_DIR").context("run this as `cargo xtask`")?;
         let root = Path::new(&manifest).ancestors().nth(2).context("crates/xtask is not below the root")?;
         ensure!(root.join("Cargo.lock").is_file(), "{}: not the workspace", root.display());
-        Ok(Self { root: root.to_owned() })
+        Ok(Self::at(root))
+    }
+
+    /// The tree with that root, such as another commit's.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
     }
 
     pub fn join(&self, path: &str) -> PathBuf {
@@ -54,12 +60,17 @@ impl Tree {
         struct Metadata {
             target_directory: PathBuf,
         }
+        let metadata: Metadata = self.metadata()?;
+        Ok(metadata.target_directory)
+    }
+
+    /// What cargo says of the workspace and its packages, as far as `T` asks for it.
+    pub fn metadata<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
         let mut metadata = self.cargo();
         let output = metadata.args(["metadata", "--format-version=1", "--no-deps"]).output();
         let output = output.context("cargo metadata")?;
         ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-        let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
-        Ok(metadata.target_directory)
+        serde_json::from_slice(&output.stdout).context("cargo metadata")
     }
 
     /// All Rust files of the project, by path.

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, ensure};
 use serde::Deserialize;
 
 use crate::tree::Tree;
@@ -110,13 +109,7 @@ fn room_name(package: &str) -> &str {
 
 /// Asks cargo for the workspace's packages and what each declares.
 pub fn read(tree: &Tree) -> anyhow::Result<Metadata> {
-    let output = tree
-        .cargo()
-        .args(["metadata", "--format-version=1", "--no-deps"])
-        .output()
-        .context("cargo metadata")?;
-    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).context("cargo metadata")
+    tree.metadata()
 }
 
 /// Every dependency that the house doesn't allow.

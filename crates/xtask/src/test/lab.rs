@@ -2,7 +2,7 @@
 //! to say why they don't.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 
 use super::capabilities::is_root;
 use super::{Counts, REPORT_ENV, count_lines};
+use crate::artifacts;
 use crate::lab::{Access, Ended, Job, Lab, Share};
 use crate::tree::Tree;
 
@@ -115,37 +116,6 @@ fn build(tree: &Tree) -> anyhow::Result<PathBuf> {
     cargo.args(TEST).args(["--no-run", "--message-format=json-render-diagnostics"]);
     let output = cargo.stderr(Stdio::inherit()).output().context("cargo test --no-run")?;
     ensure!(output.status.success(), "the lab's tests don't build, see above");
-    executable(&output.stdout).context("cargo did not say where it put the lab's tests")
-}
-
-/// The test program in what cargo says, a JSON object a line.
-fn executable(said: &[u8]) -> Option<PathBuf> {
-    #[derive(serde::Deserialize)]
-    struct Message {
-        target: Option<Target>,
-        executable: Option<PathBuf>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Target {
-        name: String,
-    }
-    let messages = BufReader::new(said).lines().map_while(Result::ok);
-    messages
-        .filter_map(|line| serde_json::from_str::<Message>(&line).ok())
-        .find_map(|message| message.target.filter(|target| target.name == "lab").and(message.executable))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_program_is_the_targets_not_another_one() {
-        let said = br#"{"reason":"compiler-artifact","target":{"name":"migrated"},"executable":"/t/migrated"}
-{"reason":"compiler-artifact","target":{"name":"lab"},"executable":"/t/lab-1"}
-{"reason":"build-finished","success":true}
-"#;
-        assert_eq!(executable(said), Some(PathBuf::from("/t/lab-1")));
-        assert_eq!(executable(b"{}\n"), None);
-    }
+    let built = artifacts::executables(&output.stdout).into_iter().find(|built| built.target == "lab");
+    Ok(built.context("cargo did not say where it put the lab's tests")?.path)
 }
