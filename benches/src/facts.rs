@@ -1,8 +1,8 @@
 //! The machine and the moment of a measurement.
 
-use std::fs;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
+use std::{fmt, fs};
 
 use serde::Serialize;
 
@@ -42,6 +42,14 @@ impl HostFacts {
             commit: commit(),
             load: load(),
         }
+    }
+}
+
+impl fmt::Display for HostFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cores, cpu, kernel, load, .. } = self;
+        write!(f, "{cores} × {cpu}, Linux {kernel}, load {load:.2}")?;
+        self.commit.as_ref().map_or(Ok(()), |commit| write!(f, ", commit {commit}"))
     }
 }
 

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use migrated_api::{MigrationRecord, MigrationState, Vm, WorkloadCounters};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cost::{Cost, Meter};
 use crate::guest::{self, Guest};
-use crate::lab::{Host, Lab, PATIENCE};
+use crate::lab::{Host, Lab};
 use crate::report::say;
 use crate::watch::{Course, Sample, Watch, longest_stall_us};
 
@@ -19,8 +20,11 @@ pub(crate) const SETTLE: Duration = Duration::from_secs(1);
 /// How long a guest runs before anything is measured.
 pub(crate) const WARM_UP: Duration = Duration::from_secs(1);
 
+/// Longest time for any move: a slow link takes long for much memory.
+pub(crate) const LONGEST: Duration = Duration::from_secs(600);
+
 /// What was seen of a move, whoever made it.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Seen {
     /// The downtime that whoever made the move reports, in ms.
     pub downtime_ms: Option<f64>,
@@ -36,6 +40,9 @@ pub struct Seen {
     pub during_pps: Option<f64>,
     /// The degradation area, in seconds: see [`Course::lost_s`].
     pub lost_s: Option<f64>,
+    /// What it took of the hosts, from the request until the source was free.
+    #[serde(default)]
+    pub cost: Option<Cost>,
 }
 
 impl Seen {
@@ -67,8 +74,10 @@ pub struct Move {
     pub record: MigrationRecord,
     /// The destination's record.
     pub arrival: Option<MigrationRecord>,
-    /// What is not as it should be.
-    pub problems: Vec<String>,
+    /// Why the guest did not come to the other host, if it did not.
+    pub failure: Option<String>,
+    /// What else is not as it should be: what the guest lost above all.
+    pub losses: Vec<String>,
     /// When it was asked for.
     #[serde(skip)]
     pub began: Instant,
@@ -81,6 +90,12 @@ pub struct Move {
 }
 
 impl Move {
+    /// Everything that is not as it should be.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.failure.iter().chain(&self.losses).cloned().collect()
+    }
+
     /// How a count of the guest's went on, during the move ÷ before, in percent.
     #[must_use]
     pub fn kept_percent(&self, count: impl Fn(&WorkloadCounters) -> u64) -> Option<f64> {
@@ -140,34 +155,33 @@ impl<'a> Traveller<'a> {
         let (from, to) = (self.here(), &self.lab.hosts[1 - self.at]);
         let watch = Watch::start(&self.lab.hosts)?;
         std::thread::sleep(BASELINE);
+        let meter = Meter::start(&self.lab.pair, self.at)?;
         let began = Instant::now();
         let begun = from.migrate(guest::NAME, to, request)?;
-        let record = from.await_end(&begun.id, PATIENCE)?;
+        let record = from.await_end(&begun.id, LONGEST)?;
+        let cost = meter.end()?;
         let ended = began + Duration::from_secs_f64(record.total_ms.max(0.0) / 1e3);
-        let mut problems = Vec::new();
-        let arrival = match record.state {
+        let (arrival, failure) = match record.state {
             Some(MigrationState::Completed) => {
                 self.at = 1 - self.at;
-                Some(to.await_end(&begun.id, PATIENCE)?)
+                (Some(to.await_end(&begun.id, LONGEST)?), None)
             }
-            state => {
-                problems.push(why_not(state, &record));
-                None
-            }
+            state => (None, Some(why_not(state, &record))),
         };
         std::thread::sleep(SETTLE);
         let samples = watch.end()?;
-        problems.extend(self.look_at_guest()?);
+        let losses = self.look_at_guest()?.into_iter().collect();
         let gap_us = record.guest_gap_us.or(arrival.as_ref().and_then(|arrival| arrival.guest_gap_us));
         let seen = Seen {
             downtime_ms: Some(record.downtime_us.total / 1e3),
             gap_ms: gap_us.map(|us| us / 1e3),
             stall_ms: Some(longest_stall_us(&during(&samples, began)).max(gap_us.unwrap_or_default()) / 1e3),
             total_s: record.total_ms / 1e3,
+            cost: Some(cost),
             ..Seen::default()
         };
         let seen = seen.with_work(&Course::of(&samples, accesses), began, ended);
-        Ok(Move { seen, record, arrival, problems, began, ended, samples })
+        Ok(Move { seen, record, arrival, failure, losses, began, ended, samples })
     }
 
     /// The guest must run here, not there, and have lost nothing.

@@ -34,6 +34,11 @@ enum Command {
     /// Pre-copy that slows a vCPU which writes at twice the link's rate: whether it ends, and what one that only
     /// reads loses.
     Throttle(commands::throttle::ThrottleArgs),
+    /// Scenarios of a file: links, modes, workloads and QEMU multiplied out, until medians are certain. A table, plots and
+    /// every run.
+    Matrix(commands::matrix::MatrixArgs),
+    /// Draw the plots of a matrix's runs again.
+    Plot(commands::matrix::PlotArgs),
 }
 
 /// What all commands take.
@@ -51,7 +56,7 @@ impl Common {
     /// A lab over a link of this rate, with these further lines of configuration.
     fn plan(&self, rate: Option<u64>, config: &str) -> Result<Plan> {
         let binary = self.binary.clone().map_or_else(lab::default_binary, Ok)?;
-        Ok(Plan { binary, rate, config: config.to_owned() })
+        Ok(Plan { binary, rate, config: config.to_owned(), certificates: false })
     }
 }
 
@@ -63,5 +68,7 @@ fn main() -> ExitCode {
         Command::Faults(args) => commands::faults::run(args),
         Command::Prefetch(args) => commands::prefetch::run(args),
         Command::Throttle(args) => commands::throttle::run(args),
+        Command::Matrix(args) => commands::matrix::run(args),
+        Command::Plot(args) => commands::matrix::plot(args),
     })
 }

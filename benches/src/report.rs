@@ -17,6 +17,7 @@ use crate::statistics::Summary;
 #[derive(Debug)]
 pub struct Report {
     json: Option<File>,
+    host: String,
 }
 
 impl Report {
@@ -27,19 +28,19 @@ impl Report {
     pub fn begin(json: Option<&Path>) -> Result<Self> {
         let create =
             |path: &Path| File::create(path).with_context(|| format!("can't write {}", path.display()));
-        let mut report = Self { json: json.map(create).transpose()? };
+        let json = json.map(create).transpose()?;
         let facts = HostFacts::gather();
-        say(&format!(
-            "{} × {}, Linux {}, load {:.2}{}",
-            facts.cores,
-            facts.cpu,
-            facts.kernel,
-            facts.load,
-            facts.commit.as_ref().map(|commit| format!(", commit {commit}")).unwrap_or_default()
-        ));
+        let mut report = Self { json, host: facts.to_string() };
+        say(&report.host);
         let command: Vec<_> = std::env::args().skip(1).collect();
         report.line(&json!({ "command": command, "host": facts }))?;
         Ok(report)
+    }
+
+    /// The machine, in a line.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
     }
 
     /// Keeps what a run gave.

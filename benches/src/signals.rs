@@ -23,6 +23,12 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Number of the signal that came; 0 for none.
 static CAME: AtomicU8 = AtomicU8::new(0);
 
+/// Whether a signal came that ends the program.
+#[must_use]
+pub fn came() -> bool {
+    CAME.load(Ordering::Relaxed) != 0
+}
+
 /// Runs a command, whose result says whether nothing was lost, and makes it an exit code.
 pub fn run(command: impl FnOnce() -> Result<bool>) -> ExitCode {
     let ran = listen().map_err(Into::into).and_then(|()| command());

@@ -62,7 +62,12 @@ struct Common {
 impl Common {
     fn plan(&self) -> Result<Plan> {
         let binary = self.binary.clone().map_or_else(lab::default_binary, Ok)?;
-        Ok(Plan { binary, rate: Some(self.link_mbit * 1_000_000), config: String::new() })
+        Ok(Plan {
+            binary,
+            rate: Some(self.link_mbit * 1_000_000),
+            config: String::new(),
+            certificates: false,
+        })
     }
 
     /// A guest that also checks as much RAM again that it never writes.

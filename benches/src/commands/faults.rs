@@ -72,7 +72,7 @@ pub fn run(args: &FaultsArgs) -> Result<bool> {
     'runs: for run in 1..=args.runs {
         for ((variant, runs), (_, request)) in variants.iter_mut().zip(&kinds) {
             let made = traveller.go(request)?;
-            problems.extend(made.problems);
+            problems.extend(made.problems());
             let Some(arrival) = made.arrival.filter(|_| problems.is_empty()) else { break 'runs };
             let run = Run { variant: variant.clone(), run, arrival };
             say(&format!(

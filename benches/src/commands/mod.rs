@@ -1,6 +1,7 @@
 //! One file a command; what is written of its figures is in `README.md`.
 
 pub mod faults;
+pub mod matrix;
 pub mod moves;
 pub mod prefetch;
 pub mod throttle;

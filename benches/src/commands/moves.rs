@@ -116,7 +116,7 @@ pub fn outrun(args: &OutrunArgs) -> Result<bool> {
         link_mbit: args.link_mbit,
         modes: &args.modes,
         runs: args.runs,
-        qemu: args.qemu.then(|| qemu::Program::new(args.qemu_root.clone())),
+        qemu: args.qemu.then(|| qemu::Program::new(None, args.qemu_root.clone())),
         measures: &measures,
     };
     plan.run()
@@ -183,14 +183,15 @@ impl Plan<'_> {
         }
 
         let names = self.modes.iter().map(|mode| mode_name(*mode));
-        let qemus = qemu::Variant::ALL.iter().filter(|_| theirs.is_some()).map(|variant| variant.name());
+        let qemus = qemu::Method::POSTCOPY.iter().filter(|_| theirs.is_some()).map(|method| method.name());
         let mut variants: Vec<(String, Vec<Run>)> =
             names.chain(qemus).map(|name| (name.into(), Vec::new())).collect();
         let mut problems = Vec::new();
         'runs: for run in 1..=self.runs {
             for (index, mode) in self.modes.iter().enumerate() {
-                let Move { seen, record, arrival, problems: wrong, .. } =
-                    ours.go(&json!({ "mode": mode }))?;
+                let made = ours.go(&json!({ "mode": mode }))?;
+                let wrong = made.problems();
+                let Move { seen, record, arrival, .. } = made;
                 let lost = !wrong.is_empty();
                 problems.extend(wrong);
                 let over_bound = seen.total_s / bound_s;
@@ -207,11 +208,11 @@ impl Plan<'_> {
             let Some(qemu) = &mut theirs else { continue };
             ours.rest()?;
             qemu.wake()?;
-            for (index, variant) in qemu::Variant::ALL.into_iter().enumerate() {
-                let seen = qemu.go(variant)?;
+            for (index, method) in qemu::Method::POSTCOPY.into_iter().enumerate() {
+                let seen = qemu.go(&qemu::Request::by(method))?.seen;
                 let over_bound = seen.total_s / bound_s;
                 let made = Run {
-                    variant: variant.name(),
+                    variant: method.name(),
                     run,
                     seen,
                     over_bound,

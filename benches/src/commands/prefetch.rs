@@ -91,7 +91,7 @@ pub fn run(args: &PrefetchArgs) -> Result<bool> {
             for (traveller, (variant, runs)) in travellers.iter_mut().zip(&mut variants[first..]) {
                 traveller.wake()?;
                 let made = traveller.go(&request)?;
-                problems.extend(made.problems);
+                problems.extend(made.problems());
                 let Some(arrival) = made.arrival.filter(|_| problems.is_empty()) else { break 'runs };
                 traveller.rest()?;
                 let hot_pages = args.hot_mib << 8;

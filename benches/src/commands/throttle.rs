@@ -77,7 +77,7 @@ pub fn run(args: &ThrottleArgs) -> Result<bool> {
         let made = traveller.go(&request)?;
         let reader_kept_percent = made.kept_percent(|counters| counters.reads);
         let writer_kept_percent = made.kept_percent(|counters| counters.writes);
-        problems.extend(made.problems);
+        problems.extend(made.problems());
         let run = Run { run, seen: made.seen, reader_kept_percent, writer_kept_percent, record: made.record };
         say(&format!(
             "run {}: total {:.3} s, reader keeps {:.1} %",

@@ -4,6 +4,7 @@ mod client;
 mod host;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,8 @@ pub use host::Host;
 const NAMES: [&str; 2] = ["a", "b"];
 /// Port of their API, each in its own namespace.
 const PORT: u16 = 8470;
+/// Directory of their certificates.
+const CERTIFICATES: &str = "certificates";
 
 /// How a lab is to be.
 #[derive(Clone, Debug)]
@@ -27,6 +30,8 @@ pub struct Plan {
     pub rate: Option<u64>,
     /// Further lines at the end of both daemons' configurations.
     pub config: String,
+    /// Whether both have certificates, so that guests can travel under TLS.
+    pub certificates: bool,
 }
 
 /// The lab. Dropped, everything of it goes: daemons, guests, namespaces, files.
@@ -50,8 +55,12 @@ impl Lab {
         let dir = tempfile::Builder::new().prefix("migrated-lab-").tempdir()?;
         let pair = Pair::make(plan.rate)?;
         write_token(&dir.path().join("token"))?;
+        if plan.certificates {
+            certify(&plan.binary, dir.path())?;
+        }
         let start = |index: usize| {
-            let config = config(dir.path(), index) + &plan.config;
+            let tls = if plan.certificates { tls(dir.path(), index) } else { String::new() };
+            let config = config(dir.path(), index) + &tls + &plan.config;
             let file = dir.path().join(format!("{}.toml", NAMES[index]));
             std::fs::write(&file, config).with_context(|| format!("can't write {}", file.display()))?;
             Host::start(NAMES[index], dir.path(), pair.command(index, &plan.binary))
@@ -96,6 +105,21 @@ fn write_token(path: &Path) -> Result<()> {
     let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
     Ok(file.write_all(token.as_bytes())?)
+}
+
+/// Makes certificates for both hosts.
+fn certify(binary: &Path, dir: &Path) -> Result<()> {
+    let mut make = Command::new(binary);
+    let made = make.args(["certs", "init", "--dir"]).arg(dir.join(CERTIFICATES)).args(NAMES).output();
+    let made = made.with_context(|| format!("can't run {}", binary.display()))?;
+    ensure!(made.status.success(), "can't make certificates: {}", String::from_utf8_lossy(&made.stderr));
+    Ok(())
+}
+
+fn tls(dir: &Path, index: usize) -> String {
+    let file = |name: &str| dir.join(CERTIFICATES).join(name);
+    let (cert, key) = (file(&format!("{}.pem", NAMES[index])), file(&format!("{}.key", NAMES[index])));
+    format!("[migration.tls]\nca = {:?}\ncert = {cert:?}\nkey = {key:?}\n", file("ca.pem"))
 }
 
 fn config(dir: &Path, index: usize) -> String {

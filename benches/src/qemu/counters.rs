@@ -54,9 +54,11 @@ impl Counters {
     }
 }
 
-/// Writes the guest's image.
-pub(super) fn build(binary: &Path, image: &Path) -> Result<Image> {
-    let out = run(Command::new(binary).args(["workload", "build", "--json", "--out"]).arg(image))?;
+/// Writes the guest's image, for so many vCPUs.
+pub(super) fn build(binary: &Path, image: &Path, vcpus: u32) -> Result<Image> {
+    let mut build = Command::new(binary);
+    build.args(["workload", "build", "--json", "--vcpus", &vcpus.to_string(), "--out"]).arg(image);
+    let out = run(&mut build)?;
     Ok(serde_json::from_slice(&out)?)
 }
 

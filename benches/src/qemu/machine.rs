@@ -8,12 +8,10 @@ use serde_json::{Value, json};
 
 use super::counters::{self, Counters, Image};
 use super::qmp::Qmp;
-use super::{Program, Variant};
+use super::{Program, Request};
 use crate::guest::Guest;
 use crate::lab::PATIENCE;
 
-/// More than any link here carries, in bytes a second: QEMU's own default would be a limit.
-const UNLIMITED: u64 = 100_000_000_000;
 /// Time between two looks at whether the guest is ready.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -55,6 +53,8 @@ impl Machine {
             .args(["-M", "microvm,pic=off,pit=off,rtc=off,isa-serial=on,memory-backend=ram"])
             .args(["-object", &memory, "-m", &format!("{}M", ground.guest.memory_mib)])
             .args(["-smp", &ground.guest.vcpus.to_string()])
+            // Its threads are told apart by their names.
+            .args(["-name", "measured,debug-threads=on"])
             .args([
                 "-nodefaults",
                 "-nographic",
@@ -115,15 +115,9 @@ impl Machine {
     }
 
     /// Sets what a migration is to use.
-    pub(super) fn prepare(&mut self, variant: Variant) -> Result<()> {
-        let capability = |name: &str, state: bool| json!({ "capability": name, "state": state });
-        let capabilities = [
-            capability("postcopy-ram", true),
-            capability("postcopy-preempt", variant == Variant::PostcopyPreempt),
-        ];
-        self.qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities }))?;
-        let parameters = json!({ "max-bandwidth": UNLIMITED });
-        self.qmp.execute("migrate-set-parameters", parameters)?;
+    pub(super) fn prepare(&mut self, request: &Request, guest: &Guest) -> Result<()> {
+        self.qmp.execute("migrate-set-capabilities", request.method.capabilities())?;
+        self.qmp.execute("migrate-set-parameters", request.parameters(guest.memory_mib))?;
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 mod counters;
 mod machine;
+mod method;
 mod qmp;
 
 use std::path::{Path, PathBuf};
@@ -17,40 +18,20 @@ use migrated_netns::{ADDRESSES, Pair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::cost::Meter;
 use crate::guest::Guest;
-use crate::journey::{BASELINE, SETTLE, Seen, WARM_UP};
-use crate::lab::{Lab, PATIENCE, Plan};
+use crate::journey::{BASELINE, LONGEST, SETTLE, Seen, WARM_UP};
+use crate::lab::{Lab, Plan};
 use crate::report::say;
 use crate::watch::Course;
 use machine::{Ground, Machine};
+
+pub use method::{Method, Request};
 
 /// Where an incoming guest is awaited.
 const PORT: u16 = 4444;
 /// Time between two looks at the guest's counters.
 const PERIOD: Duration = Duration::from_millis(20);
-
-/// How QEMU moves a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Variant {
-    /// Post-copy, switched to as soon as the migration is under way.
-    Postcopy,
-    /// The same with a channel of its own for pages that are waited for.
-    PostcopyPreempt,
-}
-
-impl Variant {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Postcopy, Self::PostcopyPreempt];
-
-    /// The name in reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Postcopy => "QEMU post-copy",
-            Self::PostcopyPreempt => "QEMU preempt",
-        }
-    }
-}
 
 /// Which QEMU.
 #[derive(Clone, Debug)]
@@ -60,12 +41,26 @@ pub struct Program {
 }
 
 impl Program {
-    /// The one on PATH, or the one out of a directory to which Debian's packages were extracted.
+    /// The one at `path`; without, the one on PATH, or the one in `root`, a directory to which Debian's packages were
+    /// extracted, out of which it takes its libraries and firmware.
     #[must_use]
-    pub fn new(root: Option<PathBuf>) -> Self {
+    pub fn new(path: Option<PathBuf>, root: Option<PathBuf>) -> Self {
         let name = "qemu-system-x86_64";
-        let path = root.as_ref().map_or_else(|| name.into(), |root| root.join("usr/bin").join(name));
-        Self { path, root }
+        let own = || root.as_ref().map_or_else(|| name.into(), |root| root.join("usr/bin").join(name));
+        Self { path: path.unwrap_or_else(own), root }
+    }
+
+    /// The first line of what it says of itself.
+    ///
+    /// # Errors
+    /// It can't be run.
+    pub fn version(&self) -> Result<String> {
+        let mut command = Command::new(&self.path);
+        self.set_up(&mut command);
+        let ran = command.arg("--version").output();
+        let ran = ran.with_context(|| format!("can't run {}", self.path.display()))?;
+        ensure!(ran.status.success(), "{}: {}", self.path.display(), String::from_utf8_lossy(&ran.stderr));
+        Ok(String::from_utf8_lossy(&ran.stdout).lines().next().unwrap_or_default().to_owned())
     }
 
     /// Makes an extracted one find its libraries and firmware.
@@ -77,6 +72,17 @@ impl Program {
             command.arg("-L").arg(root.join(data));
         }
     }
+}
+
+/// One move by QEMU.
+#[derive(Clone, Debug)]
+pub struct Moved {
+    /// What was seen.
+    pub seen: Seen,
+    /// Whether it came to the other host; else it took too long and was cancelled.
+    pub converged: bool,
+    /// QEMU's own account, as `query-migrate` gives it.
+    pub migration: Value,
 }
 
 /// A guest under QEMU on a link of its own.
@@ -106,7 +112,7 @@ impl Traveller {
         guest.workload += &format!(" vcpus={} tsc_khz={}", guest.vcpus, host.dump.tsc_khz);
         let dir = tempfile::Builder::new().prefix("migrated-qemu-").tempdir()?;
         let pair = Pair::make(plan.rate)?;
-        let image = counters::build(&plan.binary, &dir.path().join("guest.elf"))?;
+        let image = counters::build(&plan.binary, &dir.path().join("guest.elf"), guest.vcpus)?;
         let ground = ground(&pair, &program, &plan.binary, &image, &guest, dir.path());
         let mut machine = Machine::start(&ground, 0, 0, false)?;
         machine.await_ready(&ground)?;
@@ -137,27 +143,36 @@ impl Traveller {
     ///
     /// # Errors
     /// QEMU refuses or fails, or the guest lost something.
-    pub fn go(&mut self, variant: Variant) -> Result<Seen> {
+    pub fn go(&mut self, request: &Request) -> Result<Moved> {
         let ground =
             ground(&self.pair, &self.program, &self.binary, &self.image, &self.guest, self.dir.path());
-        let to = 1 - self.machine.host;
+        let (from, to) = (self.machine.host, 1 - self.machine.host);
         let address = format!("tcp:{}:{PORT}", ADDRESSES[to]);
         let mut incoming = Machine::start(&ground, to, self.started, true)?;
         self.started += 1;
-        incoming.prepare(variant)?;
+        incoming.prepare(request, &self.guest)?;
         incoming.qmp.execute("migrate-incoming", json!({ "uri": address }))?;
-        self.machine.prepare(variant)?;
+        self.machine.prepare(request, &self.guest)?;
 
         let mut saved = Vec::new();
         look(&mut self.machine, &self.image, &mut saved, Instant::now() + BASELINE)?;
         let before = self.machine.counters(&ground)?;
+        let meter = Meter::start(&self.pair, from)?;
         let began = Instant::now();
         self.machine.qmp.execute("migrate", json!({ "uri": address }))?;
-        let total_s = follow(&mut self.machine, &mut incoming, &self.image, &mut saved)?;
+        let migration = follow(request, &mut self.machine, &mut incoming, &self.image, &mut saved)?;
+        let cost = meter.end()?;
+        let converged = migration["status"] == "completed";
+        let total_s = match converged {
+            true => migration["total-time"].as_f64().context("QEMU does not say how long it took")? / 1e3,
+            false => began.elapsed().as_secs_f64(),
+        };
         let ended = began + Duration::from_secs_f64(total_s);
-        look(&mut incoming, &self.image, &mut saved, Instant::now() + SETTLE)?;
-        let after = incoming.counters(&ground)?;
-        self.machine = incoming;
+        if converged {
+            self.machine = incoming;
+        }
+        look(&mut self.machine, &self.image, &mut saved, Instant::now() + SETTLE)?;
+        let after = self.machine.counters(&ground)?;
 
         let lost = (after.total.errors, after.total.tsc_backward_steps);
         ensure!(lost == (0, 0), "the guest under QEMU found (pages lost, TSC backward): {lost:?}");
@@ -167,7 +182,13 @@ impl Traveller {
             .map(|look| (look.at, look.counters.total.pages_written + look.counters.total.pages_read));
         let course = Course::new(course);
         let ms = |us: u64| us as f64 / 1e3;
+        // Its own downtime of post-copy is not the guest's pause.
+        let downtime_ms = match request.method.switches_first() {
+            true => None,
+            false => migration["downtime"].as_f64(),
+        };
         let seen = Seen {
+            downtime_ms,
             // By its second look there the guest has looked at its clock after the switch; later it waits for pages.
             gap_ms: looks
                 .iter()
@@ -176,41 +197,50 @@ impl Traveller {
                 .map(|look| ms(look.counters.gap_since(before.tsc()))),
             stall_ms: Some(ms(after.gap_since(before.tsc()))),
             total_s,
+            cost: Some(cost),
             ..Seen::default()
         };
-        Ok(seen.with_work(&course, began, ended))
+        Ok(Moved { seen: seen.with_work(&course, began, ended), converged, migration })
     }
 }
 
-/// Follows a migration to its end, and switches to post-copy as soon as it may. Gives its total time in seconds.
+/// Follows a migration to its end, and switches to post-copy as soon as it may when that was asked for. Gives QEMU's last
+/// word: that it is completed, or cancelled because it took too long.
 fn follow(
+    request: &Request,
     from: &mut Machine,
     to: &mut Machine,
     image: &counters::Image,
     saved: &mut Vec<Saved>,
-) -> Result<f64> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut switched = false;
+) -> Result<Value> {
+    let began = Instant::now();
+    let (mut switched, mut gave_up) = (false, false);
     loop {
         let migration: Value = from.migration()?;
         match migration["status"].as_str().unwrap_or_default() {
-            "active" if !switched => {
+            "active" if request.method.switches_first() && !switched => {
                 from.qmp.execute("migrate-start-postcopy", json!({}))?;
                 switched = true;
             }
-            "completed" => {
-                let ms = migration["total-time"].as_f64();
-                return Ok(ms.context("QEMU does not say how long it took")? / 1e3);
+            "active"
+                if !switched && !gave_up && request.timeout.is_some_and(|most| began.elapsed() > most) =>
+            {
+                from.qmp.execute("migrate_cancel", json!({}))?;
+                gave_up = true;
             }
+            "completed" => return Ok(migration),
+            "cancelled" if gave_up => return Ok(migration),
             "failed" | "cancelled" => bail!("QEMU's migration failed: {migration}"),
             _ => {}
         }
-        for machine in [&mut *from, &mut *to] {
-            if machine.is_running()? {
-                save(machine, image, saved)?;
-            }
+        if from.is_running()? {
+            save(from, image, saved)?;
         }
-        ensure!(Instant::now() < deadline, "QEMU's migration takes longer than {PATIENCE:?}: {migration}");
+        // One whose migration was cancelled ends.
+        if !gave_up && to.is_running()? {
+            save(to, image, saved)?;
+        }
+        ensure!(began.elapsed() < LONGEST, "QEMU's migration takes longer than {LONGEST:?}: {migration}");
         std::thread::sleep(PERIOD);
     }
 }
