@@ -4,6 +4,7 @@
 //! the variants that move the guest in turn. [`play`] does that, run by run ([`Run`]), and [`tables`] sums up.
 
 mod axes;
+mod convergence;
 mod error;
 mod file;
 mod list;
@@ -17,6 +18,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use axes::{Content, Link, Pattern, Rate, Variant, Way};
+pub use convergence::{Rated, over_rates, share};
 pub use error::MatrixError;
 pub use file::{Exclude, Matrix, Rounds, Scenario};
 pub use list::List;

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::axes::Variant;
+use super::convergence;
 use super::file::Rounds;
 use super::run::{Outcome, Run};
 use crate::report::{Measure, table};
@@ -128,7 +129,10 @@ pub fn refusals(runs: &[Run]) -> Vec<String> {
 #[must_use]
 pub fn tables(runs: &[Run]) -> String {
     let settings = group(runs, |run| (run.scenario.as_str(), run.setting()));
-    settings.iter().map(|((scenario, setting), runs)| section(scenario, setting, runs)).collect()
+    let sections = settings.iter().map(|((scenario, setting), runs)| section(scenario, setting, runs));
+    let lost = |runs: &[&Run]| runs.iter().any(|run| run.outcome == Outcome::Lost);
+    let whole = settings.iter().filter(|(_, runs)| !lost(runs)).flat_map(|(_, runs)| runs.iter().copied());
+    sections.chain([convergence::limits(whole)]).collect()
 }
 
 fn section(scenario: &str, setting: &str, runs: &[&Run]) -> String {

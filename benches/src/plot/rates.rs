@@ -1,25 +1,12 @@
 use super::axis::Axis;
 use super::chart::{Chart, Line};
 use super::{Plot, file_name};
-use crate::matrix::{Outcome, Rate, Run, Workload, by_variant, group, median};
+use crate::matrix::{Outcome, Run, by_variant, group, median, over_rates, share};
 
 /// For each guest that wrote at several shares of the link's rate: the total time over the share; runs that did not
 /// converge are crosses, at the time at which they were given up.
 pub(super) fn plots(runs: &[Run]) -> Vec<Plot> {
-    // All the same but for the rate.
-    let at_no_rate = |run: &Run| Workload { rate: Rate::Idle, ..run.guest.clone() };
-    let rated = runs.iter().filter(|run| share(run).is_some());
-    let guests = group(rated, |run| (run.scenario.as_str(), run.link, at_no_rate(run)));
-    let several = |runs: &[&Run]| group(runs.iter().copied(), |run| share(run)).len() > 1;
-    let guests = guests.into_iter().filter(|(_, runs)| several(runs));
-    guests.map(|(_, runs)| plot(&runs)).collect()
-}
-
-const fn share(run: &Run) -> Option<f64> {
-    match run.guest.rate {
-        Rate::OfLink(share) => Some(share),
-        Rate::Idle | Rate::Max => None,
-    }
+    over_rates(runs).iter().map(|(_, runs)| plot(runs)).collect()
 }
 
 fn plot(runs: &[&Run]) -> Plot {
