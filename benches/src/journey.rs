@@ -46,10 +46,11 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// What the guest got done during the move, in percent of what it got done before.
+    /// What the guest got done during the move, in percent of what it got done before; of a guest that did anything.
     #[must_use]
     pub fn kept_percent(&self) -> Option<f64> {
-        Some(self.during_pps? / self.before_pps? * 100.0)
+        let before = self.before_pps.filter(|pages| *pages > 0.0)?;
+        Some(self.during_pps? / before * 100.0)
     }
 
     /// Fills in what the guest got done, from what was seen of its accesses.

@@ -70,6 +70,9 @@ pub fn play(
         // Each goes first once, and both ways over the link.
         let first = round as usize % setting.variants.len();
         for variant in setting.variants[first..].iter().chain(&setting.variants[..first]) {
+            if summary::hopeless(&runs, variant) {
+                continue;
+            }
             let run = stage.run(*variant, round, warm_up)?;
             tell(&run);
             keep(&run)?;

@@ -11,6 +11,8 @@ use crate::statistics::{Summary, median_interval};
 
 /// Confidence of intervals.
 pub const CONFIDENCE: f64 = 0.95;
+/// Counted runs after which a variant that never converged is given up.
+const TRIES: u32 = 3;
 
 /// A measure of which a matrix may ask that the interval of its median is narrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -97,6 +99,19 @@ pub fn certain(runs: &[Run], rounds: &Rounds) -> bool {
                 numbers.is_empty() || narrow(&numbers, rounds.share)
             })
     })
+}
+
+/// Whether a variant need not be tried again, because none of its first counted runs converged: each takes as long as
+/// pre-copy may, and says the same.
+#[must_use]
+pub fn hopeless(runs: &[Run], variant: &Variant) -> bool {
+    let mut tried = 0;
+    let mut counted = runs.iter().filter(|run| !run.warm_up && run.variant == *variant);
+    let stuck = counted.all(|run| {
+        tried += 1;
+        run.outcome == Outcome::NotConverged
+    });
+    stuck && tried >= TRIES
 }
 
 fn narrow(numbers: &[f64], share: f64) -> bool {
@@ -215,6 +230,19 @@ mod tests {
             ..run
         }));
         assert!(certain(&stuck, &rounds), "one that never converges is not waited for");
+    }
+
+    #[test]
+    fn a_variant_that_never_converged_is_given_up() {
+        let mut runs: Vec<_> = (0..4)
+            .map(|_| Run { outcome: Outcome::NotConverged, ..run(migrated(Way::Precopy), 60.0) })
+            .collect();
+        let precopy = runs[0].variant;
+        runs[0].warm_up = true;
+        assert!(!hopeless(&runs[..3], &precopy), "two tries and a warm-up");
+        assert!(hopeless(&runs, &precopy) && !hopeless(&runs, &migrated(Way::Auto)));
+        runs[2].outcome = Outcome::Completed;
+        assert!(!hopeless(&runs, &precopy), "it did once");
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::axis::{Axis, range};
 
 /// Size of a chart in pixels.
 const SIZE: (u32, u32) = (960, 540);
+/// Room for the names of lines at the right, as a share of what the x axis has to show.
+const NAMES: f64 = 0.25;
 
 /// A row of points, joined; and points that are only marked.
 #[derive(Clone, Debug)]
@@ -50,6 +52,7 @@ impl Chart {
         let failed = |error: DrawingAreaErrorKind<_>| anyhow!("{error}");
         let all = || self.lines.iter().flat_map(|line| line.points.iter().chain(&line.marks));
         let (left, right) = range(all().filter_map(|(x, _)| self.x.place(*x)));
+        let right = right + (right - left) * NAMES;
         let (low, high) = range(all().filter_map(|(_, y)| self.y.place(*y)));
         let low = if self.y.logarithmic { low } else { low.min(0.0) };
         let mut chart = ChartBuilder::on(area)
@@ -85,6 +88,9 @@ impl Chart {
                 .map_err(failed)?
                 .label(&line.name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+            // A line of one point has no length.
+            let alone = placed(&line.points).into_iter().filter(|_| line.points.len() == 1);
+            chart.draw_series(alone.map(|at| Circle::new(at, 3, colour.filled()))).map_err(failed)?;
             let crosses = placed(&line.marks).into_iter().map(|at| Cross::new(at, 6, colour.stroke_width(2)));
             chart.draw_series(crosses).map_err(failed)?;
         }
