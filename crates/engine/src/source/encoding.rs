@@ -31,6 +31,13 @@ use crate::record::Compression;
 const PROBING: f64 = 0.01;
 /// What compressing a page takes as long as nobody has tried: a slow host.
 const COST_GUESS: f64 = 10e-6;
+/// What a look is reckoned with at most, a page: 100 MB/s. A thread that lost its core meanwhile seems slower than any host.
+const COST_MAX: f64 = 40e-6;
+/// A cost above the known one by more than this factor counts as that: the thread had lost its core, or will be believed
+/// the next time.
+const RISES: f64 = 4.0;
+/// ... and this is the most that one batch changes of a cost that rises. One that falls is believed at once.
+const RISE_SHARE: f64 = 0.25;
 /// What was found of older pages counts less with each page, as in a mean over so many: a quarter of a batch. So where
 /// content varies by the MiB, one block of a guest whose pages shrink to half is reason enough to compress the next
 /// batch at 1 Gbit/s, and one batch that doesn't shrink is reason to stop. The one error costs a channel a few percent of a
@@ -106,20 +113,26 @@ impl Default for Encoder {
 }
 
 impl Encoder {
-    /// Takes in what became of a batch on any channel.
-    fn see(&mut self, sent: &Sent) {
+    /// Takes in what became of a batch on any channel, which may carry at most `limit` bytes a second.
+    fn see(&mut self, sent: &Sent, limit: Option<f64>) {
         let Compressed { tried, took, .. } = sent.lz4;
         if tried > 0 {
             let pages = tried as f64;
             let (cost, saves) = (took.as_secs_f64() / pages, sent.lz4.saved() as f64 / pages);
             // What was found first is all that is known.
             let share = if self.cost.is_some() { (pages / MEMORY_PAGES).min(1.0) } else { 1.0 };
-            let known = self.cost.unwrap_or(cost);
-            self.cost = Some(known + (cost - known) * share);
             self.saves += (saves - self.saves) * share;
+            self.cost = Some(match self.cost {
+                Some(known) if cost > known => {
+                    known + (cost.min(known * RISES) - known) * share.min(RISE_SHARE)
+                }
+                _ => cost,
+            });
         }
         let busy = sent.busy.as_secs_f64();
-        self.credit = (self.credit + busy * PROBING).min(2.0 * self.probe_cost());
+        // Whoever has to wait for a bandwidth limit has that time, too.
+        let takes = limit.map_or(busy, |limit| busy.max(sent.bytes as f64 / limit));
+        self.credit = (self.credit + takes * PROBING).min(2.0 * self.probe_cost());
         self.window.bytes += sent.bytes as f64;
         self.window.sending += sent.sending.as_secs_f64();
         self.window.busy += busy;
@@ -140,7 +153,7 @@ impl Encoder {
     }
 
     fn probe_cost(&self) -> f64 {
-        self.cost.unwrap_or(COST_GUESS) * MAX_BLOCK_PAGES as f64
+        self.cost.unwrap_or(COST_GUESS).min(COST_MAX) * MAX_BLOCK_PAGES as f64
     }
 
     /// What a channel that carries at most `limit` bytes a second does next, and in words why, when that has changed.
@@ -197,12 +210,17 @@ impl Common {
             }
             return Encoding::Raw;
         }
-        let channels = f64::from(self.config.channels.max(1));
-        let (encoding, why) = self.encoder.next(self.pace.rate().map(|rate| rate / channels));
+        let limit = self.channel_limit();
+        let (encoding, why) = self.encoder.next(limit);
         if let Some(why) = why {
             self.tell_encoding(if self.encoder.compresses { "encode_lz4" } else { "encode_raw" }, why);
         }
         encoding
+    }
+
+    /// Bytes a second that a channel may send, if there is a limit.
+    fn channel_limit(&self) -> Option<f64> {
+        self.pace.rate().map(|rate| rate / f64::from(self.config.channels.max(1)))
     }
 
     fn tell_encoding(&mut self, decision: &str, why: String) {
@@ -214,7 +232,7 @@ impl Common {
 
     /// Counts how a batch travelled, and learns from it.
     pub(super) fn account_encoding(&mut self, sent: &Sent) {
-        self.encoder.see(sent);
+        self.encoder.see(sent, self.channel_limit());
         let counts = &mut self.record.encodings;
         counts.raw.pages += sent.data_pages - sent.lz4.pages;
         counts.raw.bytes += sent.bytes - sent.lz4.bytes;

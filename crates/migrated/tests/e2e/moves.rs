@@ -98,21 +98,11 @@ fn pages_that_shrink_travel_compressed_over_a_slow_link_unless_that_is_not_wante
     Workload { name: "g", vcpus: 1, memory_mib: 64, parameters }.create(&lab.a);
     for (there, compression) in [(true, "auto"), (false, "off")] {
         let (from, to) = lab.pair(there);
-        let shown = from.cli(&[
-            "migrate",
-            "g",
-            "--to",
-            &to.name,
-            "--mode",
-            "precopy",
-            "--bandwidth",
-            "100mbit",
-            "--verify",
-            "before",
-            "--compression",
-            compression,
-            "--watch",
-        ]);
+        let command = format!(
+            "migrate g --to {} --mode precopy --bandwidth 100mbit --verify before --compression {compression} --watch",
+            to.name
+        );
+        let shown = from.cli(&command.split(' ').collect::<Vec<_>>());
         let record: MigrationRecord = serde_json::from_value(shown).unwrap();
         assert_complete(&record, Verify::Before);
         let counts = &record.encodings;

@@ -45,22 +45,16 @@ impl Blocks {
     }
 
     fn fill_data(&mut self, ram: &GuestRam, run: PageRun, encoding: Encoding, done: &mut Compressed) {
-        let (mut at, end) = (run.first, run.first + run.count);
-        while at < end {
+        for pages in run.pieces(MAX_BLOCK_PAGES) {
             let compresses = match encoding {
                 Encoding::Raw => false,
                 Encoding::Probe => done.tried == 0,
                 Encoding::Lz4 => true,
             };
-            if !compresses {
-                return self.push_raw(PageRun { first: at, count: end - at, ..run });
-            }
-            let pages = PageRun { first: at, count: (end - at).min(MAX_BLOCK_PAGES), ..run };
-            match self.compress(ram, pages, done) {
+            match compresses.then(|| self.compress(ram, pages, done)).flatten() {
                 Some(len) => self.runs.push(FrameRun { pages, class: PageClass::Lz4 { len } }),
                 None => self.push_raw(pages),
             }
-            at += pages.count;
         }
     }
 

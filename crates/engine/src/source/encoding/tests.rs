@@ -79,7 +79,7 @@ impl Channel {
             self.pass(sending);
             self.wire += bytes;
             self.compressing += took;
-            self.encoder.see(&Sent {
+            let sent = Sent {
                 data_pages: BATCH,
                 bytes: bytes as u64,
                 lz4: Compressed {
@@ -91,7 +91,8 @@ impl Channel {
                 busy: Duration::from_secs_f64(took + sending),
                 sending: Duration::from_secs_f64(sending),
                 ..Sent::default()
-            });
+            };
+            self.encoder.see(&sent, self.limit);
         }
     }
 
@@ -192,6 +193,24 @@ fn a_link_that_becomes_faster_or_slower_is_noticed() {
     channel.link = GBIT;
     channel.send(20, HALF);
     assert_eq!(channel.last, Encoding::Lz4, "{:?}", channel.reasons);
+}
+
+#[test]
+fn a_thread_that_loses_its_core_now_and_then_is_no_slow_host() {
+    // 25 ms lost in a batch, and about as much in the first look of all.
+    let slow = Content { cost: 100.0 * US, ..HALF };
+    let mut channel = Channel::new(GBIT);
+    channel.send(2, Content { cost: 2_000.0 * US, ..HALF });
+    channel.send(30, HALF);
+    assert_eq!(channel.last, Encoding::Lz4, "{:?}", channel.reasons);
+    for _ in 0..10 {
+        channel.send(1, slow);
+        assert_eq!(channel.last, Encoding::Lz4, "{:?}", channel.reasons);
+        channel.send(5, HALF);
+    }
+    // A host that has become slow is believed.
+    channel.send(20, slow);
+    assert_ne!(channel.last, Encoding::Lz4, "{:?}", channel.reasons);
 }
 
 #[test]
