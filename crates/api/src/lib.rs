@@ -33,7 +33,7 @@ pub use migrated_cpuid::{
     PoolBaseline,
 };
 pub use migrated_engine::{
-    FaultParts, LateFrames, LatencyHistogram, MigrationRecord, MigrationState, Mode, ModePrediction,
-    OnTimeout, Postcopy, Predicted, Prediction, RecordError, RecordRole, Recovery, ThreadWaits, Throttled,
-    ThrottledVcpu, Verify, WriteAttribution,
+    Compression, EncodedPages, Encodings, FaultParts, LateFrames, LatencyHistogram, MigrationRecord,
+    MigrationState, Mode, ModePrediction, OnTimeout, Postcopy, Predicted, Prediction, RecordError,
+    RecordRole, Recovery, ThreadWaits, Throttled, ThrottledVcpu, Verify, WriteAttribution,
 };

@@ -1,5 +1,5 @@
 use migrated_control::TransportKind;
-use migrated_engine::{MigrationRecord, Mode, OnTimeout, Verify};
+use migrated_engine::{Compression, MigrationRecord, Mode, OnTimeout, Verify};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -38,6 +38,9 @@ pub struct StartMigration {
     /// When the destination's memory is compared with the source's.
     #[serde(default)]
     pub verify: Option<Verify>,
+    /// Whether pages may be compressed on their way: `auto` when left out.
+    #[serde(default)]
+    pub compression: Compression,
     /// How long pre-copy may take, in seconds.
     #[serde(default)]
     pub timeout_s: Option<f64>,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use migrated_cpuid::GuestCpu;
-use migrated_engine::{Mode, OnTimeout, Verify};
+use migrated_engine::{Compression, Mode, OnTimeout, Verify};
 use migrated_pages::RamLayout;
 use migrated_wire::{MigrationId, Token};
 use serde::{Deserialize, Serialize};
@@ -214,6 +214,9 @@ pub struct MigratePlan {
     pub limits: Limits,
     /// When the destination's memory is compared with ours.
     pub verify: Verify,
+    /// Whether pages may be compressed.
+    #[serde(default)]
+    pub compression: Compression,
     /// When it began.
     pub started: StartedAt,
 }

@@ -149,7 +149,7 @@ pub(crate) fn probe_after(limits: &Limits) -> Option<Duration> {
 /// Whether the latest harvest alone proves that rounds lead nowhere.
 pub(crate) fn outruns_the_link(limits: &Limits, seen: &Observation) -> Option<String> {
     let progress = &seen.progress;
-    let bytes = progress.dirtied_pages as f64 * migrated_pages::PAGE_SIZE as f64;
+    let bytes = progress.dirtied_pages as f64 * seen.page_bytes();
     let (sending, window) = (bytes / seen.rate, progress.window.as_secs_f64());
     let fits = seen.fixed.as_secs_f64() + sending <= limits.max_downtime.as_secs_f64();
     (progress.rate_known && sending >= window && !fits).then(|| {

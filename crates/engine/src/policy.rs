@@ -73,6 +73,12 @@ impl Observation {
         self.fixed + self.transfer_time()
     }
 
+    /// Payload bytes that a page comes to on the wire.
+    pub(crate) fn page_bytes(&self) -> f64 {
+        let bytes = self.residual_bytes as f64 / self.residual_pages.max(1) as f64;
+        if bytes > 0.0 { bytes } else { migrated_pages::PAGE_SIZE as f64 }
+    }
+
     /// How long sending the residual takes.
     #[must_use]
     pub fn transfer_time(&self) -> Duration {
@@ -312,7 +318,7 @@ impl HybridPolicy {
         }
         self.probes_again = false;
         let worth = progress.ram_pages as f64 * progress.nonzero_share;
-        let bytes = progress.unsent_pages as f64 * progress.nonzero_share * migrated_pages::PAGE_SIZE as f64;
+        let bytes = progress.unsent_pages as f64 * progress.nonzero_share * seen.page_bytes();
         let written = self.fit.curve().0.pages_in(bytes / seen.rate).min(worth);
         let numbers =
             format!("the guest would write {written:.0} of {worth:.0} pages until all were sent once");

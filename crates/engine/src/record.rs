@@ -1,5 +1,6 @@
 //! The migration record: what happened, in numbers, and why. Kept with the migration, served by the API.
 
+mod encoding;
 mod late;
 mod latency;
 mod postcopy;
@@ -9,6 +10,7 @@ mod throttle;
 
 use serde::{Deserialize, Serialize};
 
+pub use encoding::{EncodedPages, Encodings};
 pub use late::LateFrames;
 pub use latency::LatencyHistogram;
 pub use postcopy::{FaultParts, Postcopy, ThreadWaits};
@@ -167,6 +169,18 @@ pub enum Verify {
     After,
 }
 
+/// Whether pages may be compressed on their way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Compression {
+    /// Where and as long as it makes them arrive sooner, by what is measured.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// What to do when pre-copy can't converge within its limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -223,6 +237,9 @@ pub struct MigrationRecord {
     pub late_frames: LateFrames,
     /// The RAM that was moved.
     pub ram: RamCounters,
+    /// How its pages travelled; at the source.
+    #[serde(default)]
+    pub encodings: Encodings,
     /// Bytes of all channels, as the transport counts them.
     pub wire_bytes: WireBytes,
     /// Page payload a second over the time pages flowed, in bits per second.

@@ -96,9 +96,7 @@ fn converges(limits: &Limits, seen: &Observation, share: f64) -> bool {
 
 /// Pages a second that the link carries.
 fn link(seen: &Observation) -> f64 {
-    let bytes = seen.residual_bytes as f64 / seen.residual_pages.max(1) as f64;
-    let bytes = if bytes > 0.0 { bytes } else { migrated_pages::PAGE_SIZE as f64 };
-    (seen.rate / bytes).max(1.0)
+    (seen.rate / seen.page_bytes()).max(1.0)
 }
 
 /// What a guest that was held back did in a time.

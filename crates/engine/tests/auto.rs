@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use migrated_engine::source::{Next, Sent, Source, SourceAction, SourceConfig, SourceEvent};
 use migrated_engine::{
-    AutoPolicy, ConvergencePolicy, Limits, MigrationRecord, MigrationState, Mode, Observation, OnTimeout,
-    Progress, Step, WriteCurve, policy_for,
+    AutoPolicy, Compression, ConvergencePolicy, Limits, MigrationRecord, MigrationState, Mode, Observation,
+    OnTimeout, Progress, Step, WriteCurve, policy_for,
 };
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
 use migrated_testkit::pair::{Pair, Scenario};
@@ -251,6 +251,7 @@ fn probed(no_postcopy: Option<String>, limits: Limits) -> Source {
         mode: Mode::Auto,
         channels: 1,
         verify: VerifyWhen::Off,
+        compression: Compression::Auto,
         limits,
         guest_clock: None,
         peer: "there".into(),
@@ -265,7 +266,8 @@ fn probed(no_postcopy: Option<String>, limits: Limits) -> Source {
         let mut runs = Vec::new();
         assert_eq!(source.next_batch(MS, 0, &mut runs), Next::Pages { iteration: 1 });
         let data_pages: u64 = runs.iter().map(|run| run.count).sum();
-        source.batch_sent(MS, Sent { data_pages, zero_pages: 0, bytes: data_pages * 4096 });
+        source
+            .batch_sent(MS, Sent { data_pages, zero_pages: 0, bytes: data_pages * 4096, ..Sent::default() });
         pages += data_pages;
     }
     assert_eq!(pages, 5_120);

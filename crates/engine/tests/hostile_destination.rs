@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use migrated_engine::source::{Next, Source, SourceAction, SourceConfig, SourceEvent};
-use migrated_engine::{Limits, MigrationRecord, MigrationState, Mode, policy_for};
+use migrated_engine::{Compression, Limits, MigrationRecord, MigrationState, Mode, policy_for};
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
 use migrated_wire::{
     CommitOutcome, GuestIdentity, MAX_OUTSTANDING, PROTOCOL, PageSetPiece, PieceBits, ToSource, VerifyWhen,
@@ -35,6 +35,7 @@ fn connected() -> Source {
         mode: Mode::Postcopy,
         channels: 1,
         verify: VerifyWhen::Off,
+        compression: Compression::Auto,
         limits: Limits::default(),
         guest_clock: None,
         peer: "hostile".into(),

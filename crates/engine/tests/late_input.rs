@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use migrated_engine::destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
 use migrated_engine::source::{Next, Source, SourceAction, SourceConfig, SourceEvent};
-use migrated_engine::{Limits, MigrationRecord, MigrationState, Mode, policy_for};
+use migrated_engine::{Compression, Limits, MigrationRecord, MigrationState, Mode, policy_for};
 use migrated_pages::{PageSet, RamBlock, RamLayout};
 use migrated_wire::{
     CommitOutcome, FIRST_PACKET_SINCE, GuestIdentity, LATE_INPUT_SINCE, LateInput, LateInputs,
@@ -53,6 +53,7 @@ fn committing(version: u16) -> Source {
         mode: Mode::Postcopy,
         channels: 1,
         verify: VerifyWhen::Off,
+        compression: Compression::Auto,
         limits: Limits::default(),
         guest_clock: None,
         peer: "destination".into(),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use migrated_engine::destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
 use migrated_engine::source::{Next, Source, SourceAction, SourceConfig, SourceEvent};
 use migrated_engine::{
-    Limits, MAX_RECONNECT_WINDOW, MigrationRecord, MigrationState, Mode, OnTimeout, RECONNECT_GRACE,
-    patience_for, policy_for,
+    Compression, Limits, MAX_RECONNECT_WINDOW, MigrationRecord, MigrationState, Mode, OnTimeout,
+    RECONNECT_GRACE, patience_for, policy_for,
 };
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
 use migrated_wire::{
@@ -57,6 +57,7 @@ mod source {
             mode: Mode::Precopy,
             channels: 1,
             verify: VerifyWhen::Off,
+            compression: Compression::Auto,
             limits,
             guest_clock: None,
             peer: "b".into(),

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use migrated_engine::source::{Next, Sent, Source, SourceAction, SourceConfig, SourceEvent};
-use migrated_engine::{FailureCode, Limits, MigrationRecord, MigrationState, Mode, OnTimeout, policy_for};
+use migrated_engine::{
+    Compression, FailureCode, Limits, MigrationRecord, MigrationState, Mode, OnTimeout, policy_for,
+};
 use migrated_pages::{BlockId, PageRun, PageSet, RamBlock, RamLayout};
 use migrated_wire::{GuestIdentity, PROTOCOL, PathSample, ToDestination, ToSource, VerifyWhen};
 
@@ -31,6 +33,7 @@ impl Bench {
             mode,
             channels: 1,
             verify: VerifyWhen::Off,
+            compression: Compression::Auto,
             limits,
             guest_clock: None,
             peer: "there".into(),
@@ -65,7 +68,10 @@ impl Bench {
             self.now += MS * 10;
             self.segments += 100;
             self.retransmitted += loss_percent;
-            self.source.batch_sent(self.now, Sent { data_pages, zero_pages: 0, bytes: data_pages * 4096 });
+            self.source.batch_sent(
+                self.now,
+                Sent { data_pages, zero_pages: 0, bytes: data_pages * 4096, ..Sent::default() },
+            );
             let sample = PathSample {
                 rtt: MS,
                 rtt_variation: MS / 10,

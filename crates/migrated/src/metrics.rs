@@ -134,8 +134,9 @@ pub const DECLARED: &[Declared] = &[
         kind: Kind::Counter,
         unit: "bytes",
         labels: &["class"],
-        help: "Bytes of migrations away from this host: page payload (data), RAM that crossed as zero pages \
-               without payload (zero), everything else on the wire (state)",
+        help: "Bytes of migrations away from this host: page payload as it is (data) and compressed (lz4), what \
+               compressing kept off the wire (saved), RAM that crossed as zero pages without payload (zero), \
+               everything else on the wire (state)",
     },
     Declared {
         name: THROUGHPUT,

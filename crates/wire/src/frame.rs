@@ -1,13 +1,25 @@
 //! Frames of the page channels.
 //!
 //! A frame is a head of fixed size, a table of runs, and a payload: for page frames the bytes of all
-//! data runs in the table's order (zero runs have none), for hash frames eight bytes a page, for a
-//! marker nothing. The table comes first so that the receiver can check every run against the
-//! guest's layout before it reads a byte of payload, and then read the payload straight into place.
+//! data runs in the table's order, then the compressed blocks of all lz4 runs in that order (zero runs have
+//! nothing), for hash frames eight bytes a page, for a marker nothing. The table comes first so that the receiver
+//! can check every run, and the length of every block, before it reads a byte of payload, and then read
+//! what is not compressed straight into place, in one go: that is why it comes before the blocks.
+//!
+//! A run of the table is 16 bytes, all numbers little-endian:
+//!
+//! | bytes | data, zero | lz4 |
+//! |---|---|---|
+//! | 0..2 | RAM block | RAM block |
+//! | 2 | class: 0 data, 1 zero | class: 2 |
+//! | 3 | 0 | pages, 1 to [`MAX_BLOCK_PAGES`] |
+//! | 4..8 | pages | bytes of its compressed block |
+//! | 8..16 | first page | first page |
 
 use migrated_pages::{BlockId, PAGE_SIZE, PageRun, RamLayout};
 
 use crate::WireError;
+use crate::lz4::MAX_BLOCK_PAGES;
 
 /// Size of an encoded [`FrameHead`] in bytes.
 pub const FRAME_HEAD_LEN: usize = 24;
@@ -51,6 +63,19 @@ pub enum PageClass {
     Data,
     /// All bytes are zero; nothing is in the payload.
     Zero,
+    /// The bytes are in the payload as one compressed block. Its run has at most [`MAX_BLOCK_PAGES`] pages.
+    Lz4 {
+        /// Size of the block in bytes: not 0, and less than that of the pages.
+        len: u32,
+    },
+}
+
+impl PageClass {
+    /// Whether nothing of the pages is in the payload.
+    #[must_use]
+    pub const fn is_zero(self) -> bool {
+        matches!(self, Self::Zero)
+    }
 }
 
 /// One run of a frame.
@@ -122,24 +147,32 @@ impl FrameHead {
 /// Appends one run of a table to `out`.
 ///
 /// # Panics
-/// On a run of more than `u32::MAX` pages; senders cut runs to the frame limits long before.
+/// On a run of more than `u32::MAX` pages, or a compressed one of more than [`MAX_BLOCK_PAGES`]; senders cut runs to the
+/// frame limits long before.
 pub fn encode_run(run: &FrameRun, out: &mut Vec<u8>) {
-    let class = match run.class {
-        PageClass::Data => 0u8,
-        PageClass::Zero => 1,
+    let count = |most: u64| {
+        let count = run.pages.count;
+        assert!(count <= most, "runs are cut to frame limits");
+        count as u32
     };
-    let count = u32::try_from(run.pages.count).expect("runs are cut to frame limits");
+    let (class, pages, number) = match run.class {
+        PageClass::Data => (0u8, 0, count(u32::MAX.into())),
+        PageClass::Zero => (1, 0, count(u32::MAX.into())),
+        PageClass::Lz4 { len } => (2, count(MAX_BLOCK_PAGES) as u8, len),
+    };
     out.extend_from_slice(&run.pages.block.0.to_le_bytes());
-    out.extend_from_slice(&[class, 0]);
-    out.extend_from_slice(&count.to_le_bytes());
+    out.extend_from_slice(&[class, pages]);
+    out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&run.pages.first.to_le_bytes());
 }
 
 /// Reads a frame's table into `runs` and gives the size of the payload that follows, in bytes. Every
-/// run lies within `layout` and the payload within its limit when this returns `Ok`.
+/// run lies within `layout` and the payload, as it comes and as it is once it is decompressed, within its limit when
+/// this returns `Ok`.
 ///
 /// # Errors
-/// [`WireError`] for a run outside the layout, an undefined class, or too large a payload.
+/// [`WireError`] for a run outside the layout, an undefined class, a compressed block that can't be one, or too large a
+/// payload.
 pub fn decode_table(
     head: &FrameHead,
     table: &[u8],
@@ -150,7 +183,7 @@ pub fn decode_table(
     if table.len() != head.table_len() {
         return Err(WireError::Truncated("run table"));
     }
-    let mut data_pages = 0u64;
+    let (mut data_pages, mut saved) = (0u64, 0u64);
     for entry in table.chunks_exact(RUN_LEN) {
         let run = decode_run(entry)?;
         if !layout.contains(run.pages) {
@@ -159,8 +192,11 @@ pub fn decode_table(
                 reason: format!("{:?} is outside of guest RAM", run.pages),
             });
         }
-        if run.class == PageClass::Data || head.kind == FrameKind::Hashes {
+        if !run.class.is_zero() || head.kind == FrameKind::Hashes {
             data_pages = data_pages.saturating_add(run.pages.count);
+        }
+        if let PageClass::Lz4 { len } = run.class {
+            saved += run.pages.bytes() - u64::from(len);
         }
         runs.push(run);
     }
@@ -172,23 +208,42 @@ pub fn decode_table(
     if data_pages > limit {
         return Err(WireError::TooLarge { what, got: data_pages, limit });
     }
-    Ok(data_pages as usize * unit)
+    let whole = data_pages as usize * unit;
+    Ok(if head.kind == FrameKind::Pages { whole - saved as usize } else { whole })
 }
 
 fn decode_run(entry: &[u8]) -> Result<FrameRun, WireError> {
     let entry: &[u8; RUN_LEN] = entry.try_into().map_err(|_| WireError::Truncated("run"))?;
-    let [b0, b1, class, reserved, c0, c1, c2, c3, first @ ..] = *entry;
-    let class = match (class, reserved) {
-        (0, 0) => PageClass::Data,
-        (1, 0) => PageClass::Zero,
+    let [b0, b1, class, pages, n0, n1, n2, n3, first @ ..] = *entry;
+    let number = u32::from_le_bytes([n0, n1, n2, n3]);
+    let (class, count) = match (class, pages) {
+        (0, 0) => (PageClass::Data, number.into()),
+        (1, 0) => (PageClass::Zero, number.into()),
+        (2, 1..) => (PageClass::Lz4 { len: number }, u64::from(pages)),
         _ => return Err(WireError::Undefined { what: "page class", value: class.into() }),
     };
-    let pages = PageRun {
-        block: BlockId(u16::from_le_bytes([b0, b1])),
-        first: u64::from_le_bytes(first),
-        count: u32::from_le_bytes([c0, c1, c2, c3]).into(),
-    };
+    let pages =
+        PageRun { block: BlockId(u16::from_le_bytes([b0, b1])), first: u64::from_le_bytes(first), count };
+    if let PageClass::Lz4 { len } = class {
+        check_block(&pages, len)?;
+    }
     Ok(FrameRun { pages, class })
+}
+
+/// Refuses a compressed block that no sender makes, before it is read.
+fn check_block(pages: &PageRun, len: u32) -> Result<(), WireError> {
+    if pages.count > MAX_BLOCK_PAGES {
+        let what = "pages of a compressed block";
+        return Err(WireError::TooLarge { what, got: pages.count, limit: MAX_BLOCK_PAGES });
+    }
+    if len == 0 {
+        return Err(WireError::Truncated("compressed block"));
+    }
+    let limit = pages.bytes() - 1;
+    if u64::from(len) > limit {
+        return Err(WireError::TooLarge { what: "size of a compressed block", got: len.into(), limit });
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -203,9 +258,13 @@ mod tests {
     }
 
     fn run() -> impl Strategy<Value = FrameRun> {
-        (0u16..2, 0u64..2900, 1u64..50, any::<bool>()).prop_map(|(block, first, count, zero)| FrameRun {
-            pages: PageRun { block: BlockId(block), first, count },
-            class: if zero { PageClass::Zero } else { PageClass::Data },
+        (0u16..2, 0u64..2900, 1u64..50, 0u8..3, 1u32..4096).prop_map(|(block, first, count, class, len)| {
+            let (class, count) = match class {
+                0 => (PageClass::Zero, count),
+                1 => (PageClass::Data, count),
+                _ => (PageClass::Lz4 { len }, 1 + count % MAX_BLOCK_PAGES),
+            };
+            FrameRun { pages: PageRun { block: BlockId(block), first, count }, class }
         })
     }
 
@@ -221,8 +280,12 @@ mod tests {
             let mut back = Vec::new();
             let payload = decode_table(&head, table, &layout(), &mut back).unwrap();
             prop_assert_eq!(&back, &runs);
-            let data = runs.iter().filter(|r| r.class == PageClass::Data).map(|r| r.pages.bytes()).sum::<u64>();
-            prop_assert_eq!(payload as u64, data);
+            let size = |run: &FrameRun| match run.class {
+                PageClass::Data => run.pages.bytes(),
+                PageClass::Zero => 0,
+                PageClass::Lz4 { len } => len.into(),
+            };
+            prop_assert_eq!(payload as u64, runs.iter().map(size).sum::<u64>());
         }
 
         #[test]
@@ -230,6 +293,8 @@ mod tests {
             first: [u8; FRAME_HEAD_LEN],
             kind in 0u8..5,
             mut table in prop::collection::vec(any::<u8>(), 0..200),
+            // Random bytes alone seldom are a run inside the layout.
+            plausible: bool,
         ) {
             let mut first = first;
             first[..4].copy_from_slice(&[b'P', kind, 0, 0]);
@@ -237,10 +302,26 @@ mod tests {
             first[9] = 0;
             if let Ok(head) = FrameHead::decode(&first) {
                 table.resize(head.table_len().min(200), 0);
+                if plausible {
+                    for run in table.chunks_exact_mut(RUN_LEN) {
+                        let class = run[2] % 3;
+                        run[..3].copy_from_slice(&[0, 0, class]);
+                        run[3] = if class == 2 { run[3] % 20 } else { 0 };
+                        run[5] %= 0x20;
+                        [6, 7, 10, 11, 12, 13, 14, 15].into_iter().for_each(|at| run[at] = 0);
+                        run[9] %= 8;
+                    }
+                }
                 let mut runs = Vec::new();
                 if let Ok(payload) = decode_table(&head, &table, &layout(), &mut runs) {
                     prop_assert!(payload <= MAX_DATA_PAGES as usize * PAGE_SIZE);
                     prop_assert!(runs.iter().all(|run| layout().contains(run.pages)));
+                    for run in &runs {
+                        if let PageClass::Lz4 { len } = run.class {
+                            prop_assert!(run.pages.count <= MAX_BLOCK_PAGES);
+                            prop_assert!(len > 0 && u64::from(len) < run.pages.bytes());
+                        }
+                    }
                 }
             }
         }
@@ -261,5 +342,25 @@ mod tests {
             decode_table(&head, &table, &layout(), &mut Vec::new()),
             Err(WireError::TooLarge { .. })
         ));
+    }
+
+    #[test]
+    fn compressed_blocks_that_nobody_sends_are_refused_before_they_are_read() {
+        let decode = |pages: u8, len: u32| {
+            let mut table = Vec::new();
+            let run = PageRun { block: BlockId(1), first: 7, count: 1 };
+            encode_run(&FrameRun { pages: run, class: PageClass::Lz4 { len } }, &mut table);
+            table[3] = pages;
+            let head = FrameHead { kind: FrameKind::Pages, iteration: 1, runs: 1, pages: 0 };
+            decode_table(&head, &table, &layout(), &mut Vec::new())
+        };
+        assert_eq!(decode(1, 1), Ok(1));
+        assert_eq!(decode(15, 15 * 4096 - 1), Ok(15 * 4096 - 1));
+        assert!(matches!(decode(0, 100), Err(WireError::Undefined { what: "page class", .. })));
+        assert!(matches!(decode(16, 100), Err(WireError::TooLarge { got: 16, limit: 15, .. })));
+        assert_eq!(decode(1, 0), Err(WireError::Truncated("compressed block")));
+        // One that saves nothing, and one that would have the reader allocate.
+        assert!(matches!(decode(1, 4096), Err(WireError::TooLarge { got: 4096, limit: 4095, .. })));
+        assert!(matches!(decode(15, u32::MAX), Err(WireError::TooLarge { .. })));
     }
 }

@@ -18,8 +18,9 @@ const MAX_TEXT: usize = 512;
 
 /// The protocol versions this build speaks. In version 2 a guest's CPU has feature MSRs and a baseline; version 3
 /// has post-copy. Version 5 only has messages besides those of version 4, which a peer of that version isn't sent: what
-/// came for the guest on its way, and when its first packet went.
-pub const PROTOCOL: VersionRange = VersionRange { min: 4, max: 5 };
+/// came for the guest on its way, and when its first packet went. From version 6 on pages may come compressed, which
+/// older peers are not sent.
+pub const PROTOCOL: VersionRange = VersionRange { min: 4, max: 6 };
 
 /// Protocol versions that one end speaks, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ mod error;
 mod frame;
 mod hello;
 mod late;
+mod lz4;
 mod message;
 mod path;
 mod pieces;
@@ -19,6 +20,7 @@ pub use hello::{
     Token, VersionRange,
 };
 pub use late::{LATE_INPUT_SINCE, LateInput, LateInputs, MAX_LATE_BYTES, MAX_LATE_INPUT, MAX_LATE_INPUTS};
+pub use lz4::{Compressor, LZ4_SINCE, MAX_BLOCK_LEN, MAX_BLOCK_PAGES, decompress_block};
 pub use message::{
     CommitOutcome, FIRST_PACKET_SINCE, GuestIdentity, MAX_MESSAGE, MAX_OUTSTANDING, MAX_SECTION,
     MAX_SECTIONS, MAX_TEXT, PostcopyUse, Section, SectionName, ToDestination, ToSource, VerifyWhen,

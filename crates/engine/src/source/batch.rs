@@ -45,10 +45,29 @@ pub enum Next {
 /// What a channel sent of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// Pages with payload.
+    /// Pages with payload, compressed or not.
     pub data_pages: u64,
     /// Pages found zero.
     pub zero_pages: u64,
-    /// Payload bytes.
+    /// Payload bytes as they went.
+    pub bytes: u64,
+    /// What compressing did.
+    pub lz4: Compressed,
+    /// From when the batch was handed out until it was sent.
+    pub busy: Duration,
+    /// Part of that which the transport took.
+    pub sending: Duration,
+}
+
+/// What compressing did with a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compressed {
+    /// Pages that were compressed, also if they went raw because they shrank too little.
+    pub tried: u64,
+    /// What that took.
+    pub took: Duration,
+    /// Pages that went compressed.
+    pub pages: u64,
+    /// Their bytes on the wire.
     pub bytes: u64,
 }

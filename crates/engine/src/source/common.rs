@@ -1,17 +1,19 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use migrated_pages::{PageRun, PageSet};
+use migrated_pages::{PAGE_SIZE, PageRun, PageSet};
 use migrated_wire::{PROTOCOL, PageSetPiece, PostcopyUse, ToDestination, VerifyWhen, bounded_text};
 
 use super::{Failure, FailureCode, Sent, SourceAction, SourceConfig, SourceEvent, State};
-use super::{drain::Drain, ended::Ended, late::Late, path::PathWatch, push_rate::PushRate};
+use super::{
+    drain::Drain, encoding::Encoder, ended::Ended, late::Late, path::PathWatch, push_rate::PushRate,
+};
 use super::{resuming::Resuming, throttle::Hold};
 use crate::liveness::Liveness;
 use crate::pace::Pace;
 use crate::policy::ConvergencePolicy;
 use crate::record::{
-    self, Decision, Iteration, MigrationRecord, MigrationState, Mode, Postcopy, RecordError,
+    self, Decision, Encodings, Iteration, MigrationRecord, MigrationState, Mode, Postcopy, RecordError,
 };
 use crate::round::Round;
 
@@ -28,6 +30,7 @@ pub(super) struct Common {
     pub(super) pace: Pace,
     pub(super) push: PushRate,
     pub(super) path: PathWatch,
+    pub(super) encoder: Encoder,
     pub(super) now: Duration,
     pub(super) phase: MigrationState,
     pub(super) tracking: bool,
@@ -66,6 +69,7 @@ impl Common {
             pace,
             push,
             path,
+            encoder: Encoder::default(),
             now,
             phase: MigrationState::Negotiating,
             tracking: false,
@@ -205,6 +209,16 @@ impl Common {
         let ram = &mut self.record.ram;
         ram.pages_zero += sent.zero_pages;
         ram.pages_sent += sent.data_pages;
+        self.account_encoding(&sent);
+    }
+
+    /// Payload bytes that a page with content came to so far.
+    pub(super) fn payload_per_page(&self) -> f64 {
+        let Encodings { raw, lz4, .. } = self.record.encodings;
+        match raw.pages + lz4.pages {
+            0 => PAGE_SIZE as f64,
+            pages => (raw.bytes + lz4.bytes) as f64 / pages as f64,
+        }
     }
 
     pub(super) fn no_pages(&self) -> PageSet {

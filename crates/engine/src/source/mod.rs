@@ -10,6 +10,7 @@ mod answer;
 mod batch;
 mod common;
 mod drain;
+mod encoding;
 mod ended;
 mod indeterminate;
 mod interrupted;
@@ -42,11 +43,12 @@ use migrated_wire::{CommitOutcome, GuestIdentity, LateInput, Section, ToDestinat
 use crate::failure::{Failure, FailureCode};
 use crate::limits::Limits;
 use crate::policy::ConvergencePolicy;
-use crate::record::{MigrationRecord, MigrationState, Mode};
+use crate::record::{Compression, MigrationRecord, MigrationState, Mode};
 use crate::round::{RoundKind, Take};
 use crate::throttle::{ThrottleCounts, ThrottleOrder};
-pub use batch::{BATCH_PAGES, BATCH_RUNS, Next, Sent};
+pub use batch::{BATCH_PAGES, BATCH_RUNS, Compressed, Next, Sent};
 use common::Common;
+pub use encoding::Encoding;
 
 /// What a source is told when it is made.
 #[derive(Clone, Debug)]
@@ -61,6 +63,8 @@ pub struct SourceConfig {
     pub channels: u16,
     /// When memory is compared.
     pub verify: VerifyWhen,
+    /// Whether pages may be compressed.
+    pub compression: Compression,
     /// What the migration may cost.
     pub limits: Limits,
     /// The guest's own clock, see [`ToDestination::Preflight`].
@@ -306,8 +310,9 @@ impl Source {
         match self.state.drain_mut() {
             Some(drain) => {
                 drain.bytes += sent.bytes;
-                // They were accounted for as if they had payload when they were handed out.
-                self.common.pace.refund(sent.zero_pages * PAGE_SIZE as u64);
+                // They were accounted for as if all of them were sent as they are when they were handed out.
+                let whole = (sent.data_pages + sent.zero_pages) * PAGE_SIZE as u64;
+                self.common.pace.refund(whole - sent.bytes);
             }
             None => self.common.pace.spend(sent.bytes),
         }

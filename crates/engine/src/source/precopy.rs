@@ -321,7 +321,7 @@ impl Precopy {
     fn observe(&self, common: &Common, dirty: &PageSet, dirtied: u64, since: Duration) -> Observation {
         let bytes_per_page = match self.round.pages {
             pages if !self.is_first_pass && pages > 0 => self.round.bytes as f64 / pages as f64,
-            _ => migrated_pages::PAGE_SIZE as f64,
+            _ => common.payload_per_page(),
         };
         let window = common.now.saturating_sub(since);
         let seconds = window.as_secs_f64();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use migrated_api::{
-    MigrationState, Mode, OnTimeout, StartMigration, StartedMigration, TransportKind, Verify,
+    Compression, MigrationState, Mode, OnTimeout, StartMigration, StartedMigration, TransportKind, Verify,
 };
 
 use super::migration::record_for_people;
@@ -43,6 +43,9 @@ pub struct MigrateArgs {
     /// When the destination's memory is compared with the source's.
     #[arg(long, value_enum)]
     verify: Option<VerifyArg>,
+    /// Whether pages are compressed on their way.
+    #[arg(long, value_enum, default_value_t)]
+    compression: CompressionArg,
     /// `auto` stays with pre-copy, whatever the guest writes: it never depends on both hosts.
     #[arg(long)]
     no_postcopy: bool,
@@ -105,6 +108,15 @@ enum VerifyArg {
     After,
 }
 
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum CompressionArg {
+    /// Where and as long as they arrive sooner for it, by what is measured.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum OnTimeoutArg {
     /// Give up; the guest stays.
@@ -130,6 +142,10 @@ impl MigrateArgs {
                 VerifyArg::Before => Verify::Before,
                 VerifyArg::After => Verify::After,
             }),
+            compression: match self.compression {
+                CompressionArg::Auto => Compression::Auto,
+                CompressionArg::Off => Compression::Off,
+            },
             timeout_s: self.timeout.map(|time| time.as_secs_f64()),
             on_timeout: self.on_timeout.map(|action| match action {
                 OnTimeoutArg::Cancel => OnTimeout::Cancel,

@@ -1,6 +1,6 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use migrated_api::{MigrationList, MigrationRecord, RecoverMigration};
+use migrated_api::{Encodings, MigrationList, MigrationRecord, RecoverMigration};
 
 use super::cpu::report;
 use super::output::{Output, table};
@@ -91,6 +91,20 @@ fn list_for_people(list: &MigrationList) -> String {
     table(&["id", "role", "state", "vm", "peer", "downtime", "total"], rows)
 }
 
+/// What compressing pages came to, if any were.
+fn compressed(record: &MigrationRecord) -> Option<String> {
+    let Encodings { lz4, saved_bytes, compress_ms, .. } = record.encodings;
+    (lz4.pages > 0).then(|| {
+        format!(
+            "{} pages to {} (saved {}, took {})",
+            lz4.pages,
+            show_bytes(lz4.bytes),
+            show_bytes(saved_bytes),
+            show_us(compress_ms * 1e3)
+        )
+    })
+}
+
 /// A record as a report.
 pub fn record_for_people(record: &MigrationRecord) -> String {
     let down = &record.downtime_us;
@@ -135,6 +149,7 @@ pub fn record_for_people(record: &MigrationRecord) -> String {
             record.ram.pages_zero
         )),
     );
+    row("compressed", compressed(record));
     rows.extend(postcopy::losses(&record.reconnects));
     rows.extend(postcopy::rows(record));
     rows.extend(throttle::rows(record));

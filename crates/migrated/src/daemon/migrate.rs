@@ -195,6 +195,7 @@ impl Daemon {
             channels: wanted.map(|wanted| wanted.min(prepared.max_channels)),
             limits: departure.limits,
             verify: departure.request.verify.unwrap_or(defaults.verify),
+            compression: departure.request.compression,
             started: StartedAt {
                 unix_ms: migration.record().started_unix_ms,
                 elapsed_ms: departure.begun.elapsed().as_secs_f64() * 1e3,

@@ -2,7 +2,7 @@
 
 use metrics::{Histogram, counter, histogram};
 use migrated_api::{
-    FaultParts, LatencyHistogram, MigrationRecord, MigrationState, Mode, Postcopy, RecordRole,
+    Encodings, FaultParts, LatencyHistogram, MigrationRecord, MigrationState, Mode, Postcopy, RecordRole,
 };
 
 use super::{
@@ -34,7 +34,10 @@ pub fn count(record: &MigrationRecord) {
     histogram!(MIGRATION_SECONDS, "mode" => mode, "outcome" => outcome).record(record.total_ms / 1e3);
     let data = record.iterations.iter().map(|iteration| iteration.bytes).sum::<u64>();
     let zero = record.ram.pages_zero.saturating_mul(PAGE_SIZE);
-    counter!(BYTES, "class" => "data").increment(data);
+    let Encodings { lz4, saved_bytes, .. } = record.encodings;
+    counter!(BYTES, "class" => "data").increment(data.saturating_sub(lz4.bytes));
+    counter!(BYTES, "class" => "lz4").increment(lz4.bytes);
+    counter!(BYTES, "class" => "saved").increment(saved_bytes);
     counter!(BYTES, "class" => "zero").increment(zero);
     counter!(BYTES, "class" => "state").increment(record.wire_bytes.sent.saturating_sub(data));
     if let Some(throttled) = &record.throttle {

@@ -54,6 +54,7 @@ pub fn start(process: &Arc<Process>, vm: &Vm, plan: MigratePlan) -> Result<(), C
         mode: plan.mode,
         channels: plan.channels.unwrap_or_else(default_channels),
         verify: verify_when(plan.verify),
+        compression: plan.compression,
         limits: plan.limits.into(),
         guest_clock: workload::clock(vm),
         peer: plan.peer.clone(),

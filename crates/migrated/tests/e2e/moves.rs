@@ -89,3 +89,28 @@ fn a_guest_with_ram_above_the_hole_moves_there_and_back() {
     lab.a.cli(&["vm", "delete", "g"]);
     lab.await_tidy();
 }
+
+#[test]
+fn pages_that_shrink_travel_compressed_over_a_slow_link_unless_that_is_not_wanted() {
+    require!(Kvm, Netns);
+    let lab = Lab::new();
+    let parameters = "hot=4M rate=1000 content=compressible pattern=random fill=24M";
+    Workload { name: "g", vcpus: 1, memory_mib: 64, parameters }.create(&lab.a);
+    for (there, compression) in [(true, "auto"), (false, "off")] {
+        let (from, to) = lab.pair(there);
+        let command = format!(
+            "migrate g --to {} --mode precopy --bandwidth 100mbit --verify before --compression {compression} --watch",
+            to.name
+        );
+        let shown = from.cli(&command.split(' ').collect::<Vec<_>>());
+        let record: MigrationRecord = serde_json::from_value(shown).unwrap();
+        assert_complete(&record, Verify::Before);
+        let counts = &record.encodings;
+        match compression {
+            "auto" => assert!(counts.lz4.pages > counts.raw.pages && counts.saved_bytes > 0, "{record:#?}"),
+            _ => assert_eq!(counts.lz4.pages, 0, "{record:#?}"),
+        }
+        assert_runs_only("g", to, from);
+    }
+    assert_healthy(&lab.a, "g");
+}

@@ -31,7 +31,11 @@ fn assert_memory(record: &MigrationRecord, verify: Verify) {
     // A page that is asked for while it waits in a page channel's queue goes once more.
     let twice = record.postcopy.as_ref().map_or(0, |followed| followed.requests_duplicate);
     assert!((pages..=pages + twice).contains(&(ram.pages_sent + ram.pages_zero)), "{record:#?}");
-    assert!(record.wire_bytes.sent > ram.pages_sent * 4096 && record.wire_bytes.received > 0, "{record:#?}");
+    let sent = &record.encodings;
+    assert_eq!((sent.raw.pages + sent.lz4.pages, sent.zero.pages), (ram.pages_sent, ram.pages_zero));
+    let payload = sent.raw.bytes + sent.lz4.bytes;
+    assert_eq!((sent.raw.bytes, payload + sent.saved_bytes), (sent.raw.pages * 4096, ram.pages_sent * 4096));
+    assert!(record.wire_bytes.sent > payload && record.wire_bytes.received > 0, "{record:#?}");
     match (&record.verified, verify) {
         (None, Verify::Off) => {}
         (Some(verified), asked) => {

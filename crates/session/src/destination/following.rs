@@ -3,8 +3,9 @@
 use migrated_engine::destination::Arrived;
 use migrated_pages::PageRun;
 use migrated_wire::{PageClass, VerifyWhen};
+use vm_memory::VolatileSlice;
 
-use super::pages::PageThread;
+use super::pages::{PageThread, payload_runs};
 use crate::error::ChannelFault;
 
 impl PageThread {
@@ -15,21 +16,19 @@ impl PageThread {
         let Some(following) = shared.following.get() else {
             return Err(ChannelFault::Misbehaved("pages came before they could be missing".into()));
         };
-        let of = |class| self.runs.iter().filter(move |run| run.class == class).map(|run| run.pages);
         let mut claimed = Vec::new();
         let verify = {
             let mut engine = self.events.engine(&shared)?;
             engine.claim(self.runs.iter().map(|run| run.pages), &mut claimed);
             engine.verify()
         };
-        let claim = following.ram.claim(of(PageClass::Data));
+        let claim = following.ram.claim(payload_runs(&self.runs));
         let mut slices = Vec::new();
         claim.slices(&mut slices);
+        let whole = self.runs.iter().filter(|run| run.class == PageClass::Data);
+        let whole = slices_of(whole.map(|run| run.pages.bytes()).sum(), &slices);
         let mut placed = Vec::new();
-        let received = match slices.is_empty() {
-            true => Ok(()),
-            false => self.receiver.read_payload(&slices).map_err(ChannelFault::from),
-        };
+        let received = self.read_payload(&slices, whole);
         let read = shared.clock.now();
         let mut arrived = Arrived { read, ready: read, woken: read };
         let result = received.and_then(|()| {
@@ -43,8 +42,10 @@ impl PageThread {
             let failed = |error: migrated_guest::PostcopyError| ChannelFault::Lost(error.to_string());
             claim.place(&mut placed).map_err(failed)?;
             let data = placed.len();
-            of(PageClass::Zero)
-                .try_for_each(|run| following.ram.place_zero(run, &mut placed))
+            self.runs
+                .iter()
+                .filter(|run| run.class.is_zero())
+                .try_for_each(|run| following.ram.place_zero(run.pages, &mut placed))
                 .map_err(failed)?;
             arrived.woken = shared.clock.now();
             if verify == VerifyWhen::After {
@@ -72,4 +73,17 @@ impl PageThread {
         self.wake_if(news);
         shared.send_requests(request);
     }
+}
+
+/// How many slices hold the first `bytes` bytes. A claim has no slice for pages of two runs.
+fn slices_of(bytes: u64, slices: &[VolatileSlice<'_>]) -> usize {
+    let mut left = bytes;
+    slices
+        .iter()
+        .take_while(|slice| {
+            let is_within = left > 0;
+            left = left.saturating_sub(slice.len() as u64);
+            is_within
+        })
+        .count()
 }

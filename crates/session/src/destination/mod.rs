@@ -1,6 +1,7 @@
 //! The destination's session.
 
 mod acceptor;
+mod blocks;
 mod faults;
 mod following;
 mod hands;

@@ -9,8 +9,10 @@ use migrated_wire::{
     FRAME_HEAD_LEN, FrameHead, FrameRun, MAX_HASH_PAGES, MAX_RUNS, PageClass, RUN_LEN, VerifyWhen,
     decode_table,
 };
+use vm_memory::VolatileSlice;
 
 use super::Shared;
+use super::blocks::BlockReader;
 use super::link::LinkEvents;
 use crate::error::ChannelFault;
 use crate::priority;
@@ -35,6 +37,7 @@ pub(super) fn start(shared: &Arc<Shared>, events: LinkEvents, lane: Lane, receiv
         events,
         table: vec![0; MAX_RUNS * RUN_LEN].into_boxed_slice(),
         runs: Vec::new(),
+        blocks: BlockReader::new(),
         hashes: Vec::new(),
         odometer: Odometer::default(),
     };
@@ -56,6 +59,13 @@ pub(super) fn start(shared: &Arc<Shared>, events: LinkEvents, lane: Lane, receiv
     });
 }
 
+/// The runs whose pages are in a frame's payload, in the order in which they are there.
+pub(super) fn payload_runs(runs: &[FrameRun]) -> impl Iterator<Item = PageRun> + Clone {
+    let whole = runs.iter().filter(|run| run.class == PageClass::Data);
+    let compressed = runs.iter().filter(|run| matches!(run.class, PageClass::Lz4 { .. }));
+    whole.chain(compressed).map(|run| run.pages)
+}
+
 pub(super) struct PageThread {
     lane: Lane,
     pub(super) receiver: Box<dyn DataReceiver>,
@@ -64,6 +74,7 @@ pub(super) struct PageThread {
     /// Space for the longest table, so that a frame allocates nothing.
     table: Box<[u8]>,
     pub(super) runs: Vec<FrameRun>,
+    pub(super) blocks: BlockReader,
     pub(super) hashes: Vec<u64>,
     odometer: Odometer,
 }
@@ -116,17 +127,16 @@ impl PageThread {
     /// Reads the payload straight into guest RAM, which nobody runs on yet.
     fn place(&mut self, channel: u16) -> Result<(), ChannelFault> {
         let ram = self.shared.placing().clone();
-        let data = self.runs.iter().filter(|run| run.class == PageClass::Data).map(|run| run.pages);
-        let slices: Vec<_> = data.clone().map(|run| ram.slice(run)).collect();
+        let slices: Vec<_> = payload_runs(&self.runs).map(|run| ram.slice(run)).collect();
         self.events.engine(&self.shared)?.begin_placing();
-        if !slices.is_empty()
-            && let Err(error) = self.receiver.read_payload(&slices)
-        {
+        let whole = self.runs.iter().filter(|run| run.class == PageClass::Data).count();
+        if let Err(fault) = self.read_payload(&slices, whole) {
             // What came of it must look like pages that never came: those are zero.
-            data.clone().for_each(|run| ram.zero_populated(run));
-            let news = self.shared.engine.lock().broke_off(self.shared.clock.now(), data);
+            payload_runs(&self.runs).for_each(|run| ram.zero_populated(run));
+            let now = self.shared.clock.now();
+            let news = self.shared.engine.lock().broke_off(now, payload_runs(&self.runs));
             self.wake_if(news);
-            return Err(error.into());
+            return Err(fault);
         }
         let zero_again = self.zero_again();
         zero_again.iter().for_each(|run| ram.zero_populated(*run));
@@ -136,7 +146,9 @@ impl PageThread {
             drop(engine);
             for run in &self.runs {
                 match run.class {
-                    PageClass::Data => self.shared.hashes.record(&ram, run.pages, &mut self.hashes),
+                    PageClass::Data | PageClass::Lz4 { .. } => {
+                        self.shared.hashes.record(&ram, run.pages, &mut self.hashes);
+                    }
                     PageClass::Zero => self.shared.hashes.record_zero(run.pages),
                 }
             }
@@ -148,6 +160,20 @@ impl PageThread {
         Ok(())
     }
 
+    /// Reads a frame's payload to where its pages belong. The first `whole` slices are for pages that come as they are, the
+    /// others for those that are compressed.
+    pub(super) fn read_payload(
+        &mut self,
+        slices: &[VolatileSlice<'_>],
+        whole: usize,
+    ) -> Result<(), ChannelFault> {
+        let (whole, compressed) = slices.split_at(whole);
+        if !whole.is_empty() {
+            self.receiver.read_payload(whole)?;
+        }
+        self.blocks.read(self.receiver.as_mut(), &self.runs, compressed)
+    }
+
     /// Makes the session look at what the engine wants done, if it wants something.
     pub(super) fn wake_if(&self, news: bool) {
         if news {
@@ -157,11 +183,11 @@ impl PageThread {
 
     /// Zero pages that were placed before; the others are zero already.
     fn zero_again(&self) -> Vec<PageRun> {
-        if self.runs.iter().all(|run| run.class == PageClass::Data) {
+        if !self.runs.iter().any(|run| run.class.is_zero()) {
             return Vec::new();
         }
         let engine = self.shared.engine.lock();
-        let zero = self.runs.iter().filter(|run| run.class == PageClass::Zero).map(|run| run.pages);
+        let zero = self.runs.iter().filter(|run| run.class.is_zero()).map(|run| run.pages);
         let mut again: Vec<PageRun> = Vec::new();
         for run in zero {
             for page in (run.first..run.first + run.count).filter(|page| engine.has(run.block, *page)) {

@@ -1,6 +1,7 @@
 //! The source's session.
 
 mod addresses;
+mod compress;
 mod guest;
 mod link;
 mod pages;

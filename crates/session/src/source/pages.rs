@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 
-use migrated_engine::source::{BATCH_RUNS, Next, Sent, SourceEvent};
+use migrated_engine::source::{BATCH_RUNS, Encoding, Next, Sent, SourceEvent};
 use migrated_guest::{GuestRam, PageClass as ScanClass};
 use migrated_pages::PageRun;
 use migrated_transport::{DataSender, TransportError};
@@ -12,6 +12,7 @@ use migrated_wire::{FrameHead, FrameKind, FrameRun, PageClass, SendPace, encode_
 use parking_lot::MutexGuard;
 use vm_memory::VolatileSlice;
 
+use super::compress::Blocks;
 use super::{Happening, Shared};
 use crate::priority;
 use crate::threads;
@@ -43,6 +44,8 @@ pub(super) fn start(
         head: Vec::new(),
         odometer: Odometer::default(),
         pace: SendPace::default(),
+        encoding: Encoding::default(),
+        blocks: Blocks::default(),
     };
     let name = match lane {
         Lane::Page(channel) => format!("src-page{channel}"),
@@ -69,6 +72,9 @@ struct PageThread {
     odometer: Odometer,
     /// How the transport was told to send.
     pace: SendPace,
+    /// How the next batch is to travel.
+    encoding: Encoding,
+    blocks: Blocks,
 }
 
 impl PageThread {
@@ -115,10 +121,11 @@ impl PageThread {
         if let Some(sample) = path {
             engine.path_seen(now, channel, &sample);
         }
-        let pace = engine.lane_pace();
+        let (pace, encoding) = (engine.lane_pace(), engine.lane_encoding());
         drop(engine);
         if self.lane != Lane::Urgent {
             self.set_pace(pace);
+            self.encoding = encoding;
         }
     }
 
@@ -151,39 +158,46 @@ impl PageThread {
         }
     }
 
-    /// Zero pages become runs without bytes; the others go from guest RAM to the socket. The pages' dirty
-    /// bits were cleared before these runs were handed out: what the guest writes from then on comes again.
+    /// Zero pages become runs without bytes; the others go from guest RAM to the socket, or are compressed on the way. The
+    /// pages' dirty bits were cleared before these runs were handed out: what the guest writes from then on comes again.
     fn send_pages(
         &mut self,
         iteration: u32,
         runs: &[PageRun],
         classes: &mut Vec<(PageRun, ScanClass)>,
     ) -> Result<Sent, TransportError> {
+        let began = self.shared.clock.now();
         classes.clear();
         runs.iter().for_each(|run| self.ram.split_zero(*run, classes));
-        let mut sent = Sent::default();
+        let mut sent = Sent { lz4: self.blocks.fill(&self.ram, classes, self.encoding), ..Sent::default() };
         let ram = self.ram.clone();
-        let mut payload = Vec::with_capacity(classes.len());
+        let mut payload = Vec::with_capacity(classes.len() + 1);
         self.head.clear();
-        FrameHead { kind: FrameKind::Pages, iteration, runs: classes.len() as u32, pages: 0 }
-            .encode(&mut self.head);
-        for (pages, class) in classes.iter() {
-            let class = match class {
-                ScanClass::Zero => {
-                    sent.zero_pages += pages.count;
-                    PageClass::Zero
+        let count = self.blocks.runs().len() as u32;
+        FrameHead { kind: FrameKind::Pages, iteration, runs: count, pages: 0 }.encode(&mut self.head);
+        for run in self.blocks.runs() {
+            encode_run(run, &mut self.head);
+            match run.class {
+                PageClass::Zero => sent.zero_pages += run.pages.count,
+                PageClass::Data => {
+                    sent.data_pages += run.pages.count;
+                    sent.bytes += run.pages.bytes();
+                    payload.push(ram.slice(run.pages));
                 }
-                ScanClass::Data => {
-                    sent.data_pages += pages.count;
-                    sent.bytes += pages.bytes();
-                    payload.push(ram.slice(*pages));
-                    PageClass::Data
+                PageClass::Lz4 { len } => {
+                    sent.data_pages += run.pages.count;
+                    sent.bytes += u64::from(len);
                 }
-            };
-            encode_run(&FrameRun { pages: *pages, class }, &mut self.head);
+            }
         }
-        self.send(&payload)?;
-        Ok(sent)
+        payload.extend(self.blocks.payload());
+        let ready = self.shared.clock.now();
+        let result = self.sender.send(&self.head, &payload);
+        drop(payload);
+        self.count_sent();
+        let done = self.shared.clock.now();
+        (sent.busy, sent.sending) = (done.saturating_sub(began), done.saturating_sub(ready));
+        result.map(|()| sent)
     }
 
     fn send_hashes(&mut self, iteration: u32, pages: PageRun) -> Result<(), TransportError> {
@@ -198,7 +212,11 @@ impl PageThread {
 
     fn send(&mut self, payload: &[VolatileSlice<'_>]) -> Result<(), TransportError> {
         let result = self.sender.send(&self.head, payload);
-        self.shared.traffic.add_sent(self.odometer.advance(self.sender.bytes_sent()));
+        self.count_sent();
         result
+    }
+
+    fn count_sent(&mut self) {
+        self.shared.traffic.add_sent(self.odometer.advance(self.sender.bytes_sent()));
     }
 }

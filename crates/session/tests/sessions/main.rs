@@ -1,5 +1,6 @@
 //! Both sessions with real threads and real memory, over the in-memory transport and TCP.
 
+mod compression;
 mod guest;
 mod late;
 mod postcopy;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use migrated_engine::destination::DestinationConfig;
 use migrated_engine::source::SourceConfig;
-use migrated_engine::{Limits, MigrationRecord, Mode};
+use migrated_engine::{Compression, Limits, MigrationRecord, Mode};
 use migrated_guest::{Guest, IncomingGuest};
 use migrated_pages::PageRun;
 use migrated_session::{
@@ -59,6 +59,7 @@ pub struct Case {
     pub restore_reads: Vec<PageRun>,
     pub writes_per_harvest: u64,
     pub verify: VerifyWhen,
+    pub compression: Compression,
     pub limits: Limits,
     /// Where the first control channel breaks. Questions about a commit get through.
     pub cut: Option<Cut>,
@@ -82,6 +83,7 @@ impl Default for Case {
             restore_reads: Vec::new(),
             writes_per_harvest: 20,
             verify: VerifyWhen::Before,
+            compression: Compression::Off,
             limits: Limits::default(),
             cut: None,
             dead_address: false,
@@ -279,6 +281,7 @@ pub fn migrate_held(case: &Case, meanwhile: impl FnOnce(&Hold<'_>)) -> Ending {
         mode: case.mode,
         channels: case.channels,
         verify: case.verify,
+        compression: case.compression,
         limits: case.limits,
         guest_clock: None,
         peer: "destination".into(),

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use migrated_engine::destination::{Destination, DestinationConfig, DestinationEvent};
 use migrated_engine::source::{Source, SourceConfig, SourceEvent};
-use migrated_engine::{MigrationRecord, MigrationState, patience_for, policy_for};
+use migrated_engine::{Compression, MigrationRecord, MigrationState, patience_for, policy_for};
 use migrated_pages::{BlockId, PageSet, RamBlock, RamLayout};
 use migrated_wire::{CommitOutcome, GuestIdentity, PROTOCOL, SectionName};
 
@@ -111,6 +111,7 @@ impl Pair {
             mode: scenario.mode,
             channels: scenario.channels,
             verify: scenario.verify,
+            compression: Compression::Auto,
             limits: scenario.limits,
             guest_clock: None,
             peer: "destination".into(),
