@@ -251,19 +251,23 @@ mod tests {
         assert_eq!(queues.serve(1, |_, _| panic!("nothing is there")).unwrap(), Served::All);
     }
 
-    #[test]
-    fn requests_given_back_together_appear_together_and_interrupt_as_one_by_one() {
-        let ram = Ram::new(1 << 20);
-        let sent = Sent::default();
+    /// Four entries, whose driver says at 0x100c, after flags, index and entries, which used element it waits for.
+    fn queue_of_wishes(next_used: u16) -> Queue {
         let mut queue = Queue::new(4).unwrap();
         queue.set_avail_ring_address(Some(0x1000), Some(0));
         queue.set_used_ring_address(Some(0x2000), Some(0));
         queue.set_event_idx(true);
-        queue.set_next_used(3);
-        let mut queues = [queue];
+        queue.set_next_used(next_used);
+        queue
+    }
+
+    #[test]
+    fn requests_given_back_together_appear_together_and_interrupt_as_one_by_one() {
+        let ram = Ram::new(1 << 20);
+        let sent = Sent::default();
+        let mut queues = [queue_of_wishes(3)];
         let mut queues = Queues::new(&mut queues, &ram.memory, &sent);
         let mut complete = |wish: u16, requests: &[(u16, u32)]| {
-            // After flags, index and four entries.
             ram.memory.write_obj(wish, GuestAddress(0x100c)).unwrap();
             queues.complete_together(0, requests).unwrap();
             queues.interrupt(0).unwrap();
@@ -288,12 +292,7 @@ mod tests {
         let ram = Ram::new(1 << 20);
         let sent = Sent::default();
         for wish in 0..32u16 {
-            let mut queue = Queue::new(4).unwrap();
-            queue.set_avail_ring_address(Some(0x1000), Some(0));
-            queue.set_used_ring_address(Some(0x2000), Some(0));
-            queue.set_event_idx(true);
-            queue.set_next_used(10);
-            let mut queues = [queue];
+            let mut queues = [queue_of_wishes(10)];
             let mut queues = Queues::new(&mut queues, &ram.memory, &sent);
             ram.memory.write_obj(wish, GuestAddress(0x100c)).unwrap();
             batch.iter().for_each(|requests| queues.complete_together(0, requests).unwrap());

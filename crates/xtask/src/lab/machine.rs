@@ -9,8 +9,7 @@ use super::{Access, Lab, Share, image, root};
 const CPU: &str = "EPYC-v4,+svm,+npt";
 /// With a second one QEMU's emulation of SVM is not sound: now and then an interrupt from the other CPU arrives right
 /// behind VMRUN, where the global interrupt flag is clear and the guest's GS is loaded (the lab's kernel panics), or
-/// in the guest (which ends in a triple fault). 3 of 20 boots of a guest failed so under QEMU 7.2, and some under 10.0;
-/// with one CPU 20 of 20 were well.
+/// in the guest (which ends in a triple fault). Seen with QEMU 7.2 and 10.0.
 const CPUS: &str = "1";
 /// As fast as it gets, quiet, and with a clock that isn't doubted because the machine is slow.
 const KERNEL_WORDS: &str = "console=ttyS0 panic=-1 mitigations=off quiet no_timer_check tsc=reliable";
